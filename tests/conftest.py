@@ -1,0 +1,21 @@
+"""Fixtures that keep the tests honest: the real home directory and configuration are off limits."""
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """An empty HOME; no SEAMLESS_* variable of the developer reaches a test."""
+    path = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("SEAMLESS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(path))
+    monkeypatch.setenv("SEAMLESS_HOME", str(path / ".seamless"))
+    return path
