@@ -1,0 +1,484 @@
+"""``Settings``: all that the configuration says for one stage, as one frozen value.
+
+``load_settings`` is a pure function of files, environment variables and arguments:
+
+1. ``SEAMLESS_CACHE`` or ``SEAMLESS_REMOTE_CLIENTS``, if set, stand for everything, and no file is read;
+2. ``seamless.yaml`` and then ``seamless.profile.yaml`` of the folder give a list of commands, after those of the
+   parent folder if one says ``inherit_from_parent``; the block of the stage is spliced in, others are only checked;
+3. the clusters are gathered (``clusters.py``), and the commands are taken in order: later ones win, arguments win
+   over all;
+4. what is left unsaid is decided in ``_resolve``: the cluster, where jobs run, where buffers and results are kept.
+"""
+import dataclasses
+import os
+import typing as _t
+
+from .clusters import Cluster, Definitions, check_queue, check_queue_name
+from .errors import ConfigurationError
+from . import yamlfile
+from .yamlfile import Node, boolean, choice, listed, mapping, name, nearest, null_or, path_name, raw, read, text, whole
+
+PROJECT_FILE = "seamless.yaml"
+PROFILE_FILE = "seamless.profile.yaml"
+#: The project and the cluster that Seamless 1.x writes where there is none.
+TOPLEVEL = "__TOPLEVEL__"
+EMBEDDED = "__SEAMLESS_CACHE__"
+BACKENDS = ("jobserver", "daskserver")
+
+_COMMANDS = {
+    "cluster": null_or(name), "project": name, "subproject": path_name,
+    "execution": choice("process", "spawn", "remote"), "remote": null_or(choice(*BACKENDS)), "persistent": boolean,
+    "queue": text, "record": boolean, "node": null_or(text), "nparallel": whole, "clusters": mapping}
+_WORDS = tuple(_COMMANDS) + ("inherit_from_parent", "stage")
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteClient:
+    """A store that somebody else started.  ``service`` is "hashserver" (it may be only a directory) or "database"."""
+    service: str
+    readonly: bool
+    url: _t.Optional[str] = None
+    directory: _t.Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the configuration says for one stage.
+
+    ``remote`` is None unless ``execution`` is "remote", and then one of ``BACKENDS``.  ``cluster`` is None for the
+    embedded store, for ``SEAMLESS_CACHE`` and for ``SEAMLESS_REMOTE_CLIENTS``.  The directories are complete, with
+    project and stage, and None if nothing is kept there; they belong to the host of the cluster's frontend.
+    ``workers`` is the number of local processes for "spawn" (None: usable CPUs), ``stages`` the names in the files,
+    ``remote_clients`` what ``SEAMLESS_REMOTE_CLIENTS`` lists (None if it is not set).
+    """
+    workdir: str
+    project: _t.Optional[str] = None
+    subproject: _t.Optional[str] = None
+    stage: _t.Optional[str] = None
+    substage: _t.Optional[str] = None
+    execution: str = "process"
+    persistent: bool = True
+    remote: _t.Optional[str] = None
+    queue: _t.Optional[str] = None
+    node: _t.Optional[str] = None
+    record: bool = False
+    nparallel: _t.Optional[int] = None
+    workers: _t.Optional[int] = None
+    cluster: _t.Optional[Cluster] = None
+    buffer_directory: _t.Optional[str] = None
+    database_directory: _t.Optional[str] = None
+    remote_clients: _t.Optional[_t.Tuple[RemoteClient, ...]] = None
+    warnings: _t.Tuple[str, ...] = ()
+    files: _t.Tuple[str, ...] = ()
+    stages: _t.Tuple[str, ...] = ()
+
+    @property
+    def database_file(self) -> _t.Optional[str]:
+        """The SQLite file of the results, or None."""
+        return None if self.database_directory is None else self.database_directory + "/seamless.db"
+
+    def service_key(self, service: str, mode: str = "rw") -> str:
+        """The readable name of a service of this stage, as in compat/http.md section 6."""
+        cluster = self.cluster.name if self.cluster is not None else EMBEDDED
+        if not self.persistent and service == "daskserver":
+            return _key_text("-".join(["pure-daskserver", cluster] + ([self.queue] if self.queue else [])))
+        parts = [self.project or TOPLEVEL]
+        if self.subproject:
+            parts += self.subproject.split("/")
+        if self.stage and service in BACKENDS:
+            parts.append("STAGE-" + self.stage + ("SUBSTAGE-" + self.substage if self.substage else ""))
+        elif self.stage and not (self.cluster is not None and self.cluster.share_stages):
+            parts.append("STAGE-" + self.stage)
+        return _key_text("-".join((service, cluster, mode, "--".join(parts))))
+
+
+def _key_text(key):
+    return "".join(letter if letter.isascii() and letter.isalnum() or letter in "._-" else "_" for letter in key)
+
+
+def home_of(environ: _t.Mapping[str, str]) -> str:
+    """The home directory, as ``environ`` says it."""
+    return environ.get("HOME") or os.path.expanduser("~")
+
+
+def seamless_home(environ: _t.Mapping[str, str]) -> str:
+    """The user's folder: ``$SEAMLESS_HOME``, or ``~/.seamless``."""
+    return yamlfile.expand(environ.get("SEAMLESS_HOME", "").strip() or "~/.seamless", home_of(environ))
+
+
+def load_settings(workdir: str, *, project: _t.Optional[str] = None, subproject: _t.Optional[str] = None,
+                  stage: _t.Optional[str] = None, substage: _t.Optional[str] = None,
+                  execution: _t.Optional[str] = None, node: _t.Optional[str] = None, queue: _t.Optional[str] = None,
+                  environ: _t.Optional[_t.Mapping[str, str]] = None) -> Settings:
+    """The settings of the folder ``workdir``; an argument wins over the files.
+
+    A ``project`` without ``subproject`` has none, whatever the files say; a ``substage`` without ``stage`` is ignored.
+    Raises ``ConfigurationError``.
+    """
+    environ = os.environ if environ is None else environ
+    workdir = os.path.abspath(workdir)
+    if not os.path.isdir(workdir):
+        raise ConfigurationError("%s: there is no such folder to look for %s in" % (workdir, PROJECT_FILE))
+    arguments = {"project": project, "subproject": subproject, "execution": execution, "node": node, "queue": queue}
+    asked = {word: Node(_COMMANDS[word](word, Node(value))) for word, value in arguments.items() if value is not None}
+    stage = name("stage", Node(stage)) if stage else None
+    substage = name("substage", Node(substage)) if stage and substage else None
+    fixed = Settings(workdir, stage=stage, substage=substage)
+    cache = environ.get("SEAMLESS_CACHE", "").strip()
+    clients = environ.get("SEAMLESS_REMOTE_CLIENTS", "").strip()
+    if cache or clients:
+        return _from_environment(fixed, asked, cache, clients, home_of(environ))
+
+    commands = _Commands(stage)
+    commands.read_folder(workdir)
+    if stage is not None and stage not in commands.stages:
+        raise _unknown_stage(stage, commands, workdir)
+    definitions = Definitions(home_of(environ), seamless_home(environ))
+    definitions.read_files()
+    values = _evaluate(commands.entries, definitions)
+    if "project" in asked:
+        values.pop("subproject", None)
+    values.update(asked)
+    fixed = dataclasses.replace(fixed, files=tuple(commands.files + definitions.files),
+                                stages=tuple(commands.stages), warnings=tuple(commands.warnings))
+    return _resolve(fixed, values, definitions)
+
+
+def _unknown_stage(stage, commands, workdir):
+    if commands.stages:
+        return ConfigurationError("there is no stage %r in %s; the stages are %s%s" % (
+            stage, " or ".join(commands.files), listed(commands.stages), nearest(stage, commands.stages)))
+    return ConfigurationError("there is no stage %r, as no file mentions a stage; write '- stage %s:' in %s, and "
+                              "indented below it what differs there"
+                              % (stage, stage, os.path.join(workdir, PROJECT_FILE)))
+
+
+# --- the environment instead of files
+
+def _from_environment(fixed, asked, cache, clients, home) -> Settings:
+    variable = "SEAMLESS_CACHE" if cache else "SEAMLESS_REMOTE_CLIENTS"
+    if "execution" in asked and asked["execution"].value == "remote":
+        raise ConfigurationError("execution is 'remote', but %s is set and leaves no cluster; unset it" % variable)
+    values = {"execution": "process", **{word: node.value for word, node in asked.items() if word != "queue"}}
+    values["project"] = values.get("project", TOPLEVEL)
+    values["subproject"] = values.get("subproject") or None
+    settings = dataclasses.replace(fixed, **values)
+    if not cache:
+        return dataclasses.replace(settings, remote_clients=_remote_clients(clients, home))
+    return _with_storage(settings, yamlfile.expand(cache, home))
+
+
+def _remote_clients(content, home) -> _t.Tuple[RemoteClient, ...]:
+    import json
+    where = "SEAMLESS_REMOTE_CLIENTS"
+    try:
+        root = Node.of(json.loads(content), where)
+    except ValueError as exc:
+        raise ConfigurationError("%s: this is not JSON: %s" % (where, exc)) from None
+    found = []
+    for group, node in read(where, root, {"database": raw, "buffer": raw}).items():
+        if not isinstance(node.value, list):
+            raise node.error("%r is %s, and must be a list of clients" % (group, node.shown()))
+        found += [_remote_client(group, item, home) for item in node.value]
+    if not found:
+        raise root.error("there is no client in it; add one under 'database' or 'buffer', or unset the variable")
+    return tuple(found)
+
+
+def _remote_client(group, node, home):
+    checks = {"readonly": boolean, "url": raw, "remote_url": _url}
+    if group == "buffer":
+        checks.update(directory=raw, remote_directory=text)
+    values = read(group, node, checks)
+    url, directory = values.get("remote_url"), values.get("remote_directory")
+    if url is None and directory is None:
+        raise node.error("a client under %r has no 'remote_url'; add it" % group)
+    if directory is not None:
+        directory = yamlfile.expand(directory, home)
+    service = "hashserver" if group == "buffer" else group
+    return RemoteClient(service, values.get("readonly") is not False, url, directory)
+
+
+def _url(key, node):
+    word = text(key, node)
+    if not word.startswith(("http://", "https://", "unix://")):
+        raise node.error("%r is %r, and must start with http://" % (key, word))
+    return word.rstrip("/")
+
+
+# --- the command files
+
+class _Commands:
+    """The commands of a folder and, where it says so, of its parents; ``entries`` are those that hold in ``stage``."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        self.entries: _t.List[_t.Tuple[str, Node]] = []
+        self.stages: _t.Dict[str, None] = {}        # a dict, as a set that keeps the order
+        self.files: _t.List[str] = []
+        self.warnings: _t.List[str] = []
+
+    def read_folder(self, folder) -> bool:
+        """Take in the two files of ``folder``, the parent's first if they say so.  False if it has neither."""
+        found = []
+        for base in (PROJECT_FILE, PROFILE_FILE):
+            path = os.path.join(folder, base)
+            node = yamlfile.load(path)
+            if node is not None:
+                found.append((path, _entries(node)))
+        inherit = next((argument for _, entries in found for word, argument in entries
+                        if word == "inherit_from_parent" and argument.value is not False), None)
+        parent = os.path.dirname(folder)
+        if inherit is not None and (parent == folder or not self.read_folder(parent)):
+            self.warnings.append("%s: 'inherit_from_parent' finds nothing, as %s has no %s"
+                                 % (inherit.where, parent, PROJECT_FILE))
+        for path, entries in found:
+            self.files.append(path)
+            self.take(entries, os.path.basename(path) == PROFILE_FILE, True, "")
+        return bool(found)
+
+    def take(self, entries, is_profile, is_active, block):
+        """Check all ``entries``, and keep those that are active; ``block`` is the stage block around them, or ""."""
+        for word, argument in entries:
+            if word == "stage" or word.startswith("stage "):
+                stage = self.stage_name(word, argument)
+                self.stages[stage] = None
+                self.take(_entries(argument), is_profile, is_active and stage == self.stage, word)
+            elif word == "inherit_from_parent":
+                if block:
+                    raise argument.error("'inherit_from_parent' cannot stand in %r; move it to the left margin"
+                                         % block)
+                null_or(boolean)(word, argument)
+            elif word not in _COMMANDS:
+                raise _unknown_command(word, argument)
+            elif word == "clusters" and not is_profile:
+                raise argument.error("'clusters' names hosts and programs, which a project must not choose for its "
+                                     "users; move it to %s or ~/.seamless/clusters.yaml" % PROFILE_FILE)
+            else:
+                value = _COMMANDS[word](word, argument)
+                if is_active:
+                    self.entries.append((word, Node(value, argument.file, argument.line, argument.text)))
+
+    @staticmethod
+    def stage_name(word, argument):
+        stage = word[len("stage"):].strip()
+        if not stage:
+            example = argument.value if isinstance(argument.value, str) else "NAME"
+            raise argument.error("'stage' has no name before its ':'; write '- stage %s:', and indent below it the "
+                                 "lines that belong to it" % example)
+        name("stage", Node(stage, argument.file, argument.line))
+        if argument.value is None:
+            raise argument.error("%r holds nothing; write '- %s:', and indent the lines below it that belong to it"
+                                 % (word, word))
+        if not isinstance(argument.value, list):
+            raise argument.error("%r is %s, and must hold a list; indent the lines that belong to it, each with '- '"
+                                 % (word, argument.shown()))
+        return stage
+
+
+def _entries(node):
+    """The (command, argument) pairs of a command file or a stage block."""
+    if node.value is None:
+        return []
+    if not isinstance(node.value, list):
+        raise node.error("the file is %s, and must be a list of commands; start each with '- ', as in "
+                         "'- project: NAME'" % node.shown())
+    return [_entry(item) for item in node.value]
+
+
+def _entry(node):
+    if isinstance(node.value, str):
+        return node.value.strip(), Node(None, node.file, node.line)
+    if not isinstance(node.value, dict) or not node.value:
+        raise node.error("an entry is %s, and must be a command, as in '- project: NAME'" % node.shown())
+    (word, argument), *others = node.value.items()
+    if others:
+        raise others[0][1].error("%r stands in the same entry as %r; start its line with '- '" % (others[0][0], word))
+    return word, argument
+
+
+def _unknown_command(word, argument):
+    head, colon, _ = word.partition(":")
+    if colon and head in _WORDS:
+        return argument.error("%r needs a space after the ':'; write '- %s: %s'" % (word, head, word[len(head) + 1:]))
+    stage = word[len("stage"):].lstrip("_-") if word.startswith("stage") else ""
+    if len(stage) > 1:
+        return argument.error("unknown command %r: did you mean 'stage %s'?" % (word, stage))
+    return argument.error("unknown command %r%s" % (
+        word, nearest(word, _WORDS) or "; the commands are " + listed(_WORDS)))
+
+
+# --- what the commands add up to
+
+def _evaluate(entries, definitions) -> _t.Dict[str, Node]:
+    """The last value of each command; the ``clusters`` commands go to ``definitions``."""
+    values: _t.Dict[str, Node] = {}
+    for word, node in entries:
+        if word == "clusters":
+            definitions.add(node)
+            continue
+        if word == "cluster" and "queue" in values:
+            if "cluster" not in values:
+                raise values["queue"].error("'queue' must stand below the 'cluster' that it belongs to; move it")
+            if values["cluster"].value != node.value:
+                del values["queue"]
+        values[word] = node
+    return values
+
+
+def _resolve(fixed, values, definitions) -> Settings:
+    def value(word, default=None):
+        return values[word].value if word in values else default
+    persistent = value("persistent", True)
+    cluster = None
+    if value("cluster") is not None:
+        cluster = _named_cluster(values["cluster"], definitions)
+    elif "cluster" not in values and (persistent or value("execution") == "remote"):
+        cluster = _cluster_of_this_machine(definitions)
+    execution, remote = _placement(values, cluster, definitions)
+    warnings = list(fixed.warnings) + _complaints(definitions, cluster)
+    if remote is None and value("execution") == "remote":
+        warnings.append(str(values["execution"].error(
+            "'execution' is 'remote', but the cluster %r (%s) offers neither jobserver nor daskserver: jobs run in "
+            "this process" % (cluster.name, cluster.where))))
+    if not persistent and remote == "jobserver":
+        raise values["persistent"].error(
+            "'persistent' is false, but a jobserver keeps what it computes; write '- execution: process'%s" % (
+                " or '- remote: daskserver'" if cluster.frontend_of("daskserver") else ""))
+    if value("node") is not None and remote == "daskserver" and cluster.type in (None, "local"):
+        raise values["node"].error("'node' is %r, but the cluster %r (%s) has no nodes to choose from; remove the "
+                                   "line, or give the cluster 'type: slurm' or 'type: oar'"
+                                   % (value("node"), cluster.name, cluster.where))
+    settings = dataclasses.replace(
+        fixed, project=value("project"), subproject=value("subproject") or None, execution=execution, remote=remote,
+        persistent=persistent, queue=_queue(values, cluster, remote), node=value("node"), record=value("record", False),
+        nparallel=value("nparallel"), cluster=cluster, workers=_workers(cluster, definitions), warnings=tuple(warnings))
+    return _with_storage(settings, os.path.join(definitions.seamless_home, "cache")) if persistent else settings
+
+
+def _named_cluster(wanted, definitions) -> Cluster:
+    """The cluster of the command ``wanted``."""
+    if wanted.value in definitions.nodes:
+        return definitions.build(wanted.value)
+    if definitions.unreadable:      # it may be defined there
+        raise definitions.unreadable[0]
+    if not definitions.nodes:
+        raise wanted.error("'cluster' is %r, but no cluster is defined; define it in %s"
+                           % (wanted.value, definitions.file))
+    raise wanted.error("'cluster' is %r, and the clusters are %s%s" % (
+        wanted.value, listed(definitions.nodes), nearest(wanted.value, definitions.nodes)))
+
+
+def _cluster_of_this_machine(definitions) -> _t.Optional[Cluster]:
+    """Without a ``cluster`` command: ``local_cluster``, else the only local one, else the one named "local"."""
+    if definitions.unreadable:
+        raise definitions.unreadable[0]
+    if definitions.local_cluster is not None:
+        return definitions.build(_local_cluster(definitions))
+    local = [word for word in definitions.nodes if definitions.seems_local(word)]
+    if len(local) > 1:
+        local = [word for word in local if word == "local"]
+    return definitions.build(local[0]) if local else None
+
+
+def _local_cluster(definitions) -> str:
+    node = definitions.local_cluster
+    if node.value not in definitions.nodes:
+        raise node.error("'local_cluster' is %r, and the clusters are %s%s" % (
+            node.value, listed(definitions.nodes), nearest(node.value, definitions.nodes)))
+    return node.value
+
+
+def _complaints(definitions, selected) -> _t.List[str]:
+    """What is wrong with the clusters that are not used."""
+    found = [str(error) for error in definitions.unreadable]
+    checks = [lambda word=word: definitions.build(word) for word in definitions.nodes
+              if selected is None or word != selected.name]
+    if definitions.local_cluster is not None:
+        checks.append(lambda: _local_cluster(definitions))
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as exc:
+            found.append(str(exc))
+    return found
+
+
+def _workers(cluster, definitions):
+    """Local processes for "spawn": what the cluster says if it is this machine, else what ``local_cluster`` says."""
+    if cluster is None or cluster.local or definitions.local_cluster is None:
+        return cluster.workers if cluster is not None and cluster.local else None
+    try:
+        return definitions.build(_local_cluster(definitions)).workers
+    except ConfigurationError:      # it is not the cluster in use; a warning says so
+        return None
+
+
+def _placement(values, cluster, definitions) -> _t.Tuple[str, _t.Optional[str]]:
+    """(execution, back end): remote if a cluster offers a back end, unless something else is asked for."""
+    execution = values.get("execution")
+    if cluster is None and execution is not None and execution.value == "remote":
+        raise execution.error("'execution' is 'remote', but no cluster is selected; %s" % (
+            "write '- cluster: NAME', where NAME is one of %s" % listed(definitions.nodes) if definitions.nodes
+            else "define one in %s" % definitions.file))
+    if cluster is None or execution is not None and execution.value != "remote":
+        return execution.value if execution is not None else "process", None
+    offered = [service for service in BACKENDS if cluster.frontend_of(service) is not None]
+    wanted = values.get("remote")
+    if wanted is not None and wanted.value is not None:
+        if wanted.value not in offered:
+            raise wanted.error("'remote' is %r, but the cluster %r (%s) offers no %s; add '%s:' to one of its "
+                               "frontends%s" % (wanted.value, cluster.name, cluster.where, wanted.value, wanted.value,
+                                                ", or write '- remote: %s'" % offered[0] if offered else ""))
+        return "remote", wanted.value
+    if len(offered) == 2:
+        raise ConfigurationError(
+            "%s: the cluster %r offers both a jobserver and a daskserver; add the line '- remote: jobserver' or "
+            "'- remote: daskserver' to %s" % (cluster.where, cluster.name, PROJECT_FILE))
+    return ("remote", offered[0]) if offered else ("process", None)
+
+
+def _queue(values, cluster, remote) -> _t.Optional[str]:
+    node = values.get("queue")
+    if node is not None and cluster is None:
+        raise node.error("'queue' is %r, but no cluster is selected; write '- cluster: NAME' above it" % node.value)
+    word = check_queue_name("queue", node, cluster.queues, cluster.name) if node is not None else None
+    if remote != "daskserver":
+        return word
+    word = word or cluster.default_queue or (next(iter(cluster.queues)) if len(cluster.queues) == 1 else None)
+    if word is None and cluster.queues:
+        raise ConfigurationError("%s: the cluster %r has the queues %s, but no 'default_queue'; add it, or write "
+                                 "'- queue: NAME' below the 'cluster' command"
+                                 % (cluster.where, cluster.name, listed(cluster.queues)))
+    if word is not None:
+        check_queue(cluster.queues[word], cluster)
+    return word
+
+
+def _with_storage(settings, cache) -> Settings:
+    """``settings`` with the directories of buffers and results: the cluster's, or else the folder ``cache``."""
+    cluster = settings.cluster
+    if cluster is None:
+        settings = dataclasses.replace(settings, project=settings.project or TOPLEVEL)
+        bases = [cache, cache]
+    else:
+        bases = [_storage_of(cluster, service) for service in ("hashserver", "database")]
+        if settings.project is None:
+            raise ConfigurationError(
+                "No project defined, and the cluster %r (%s) needs one; write '- project: NAME' in %s, or give "
+                "--project" % (cluster.name, cluster.where, os.path.join(settings.workdir, PROJECT_FILE)))
+    path = "/" + settings.project
+    if settings.subproject:
+        path += "/" + settings.subproject
+    if settings.stage and not (cluster is not None and cluster.share_stages):
+        path += "/STAGE-" + settings.stage
+    buffers, database = (base.rstrip("/") + path for base in bases)
+    return dataclasses.replace(settings, buffer_directory=buffers, database_directory=database)
+
+
+def _storage_of(cluster, service) -> str:
+    frontend = cluster.frontend_of(service)
+    if frontend is None:
+        raise ConfigurationError("%s: the cluster %r offers no %s; add '%s:' to one of its frontends, or write "
+                                 "'- persistent: false'" % (cluster.where, cluster.name, service, service))
+    return getattr(frontend, service).directory
