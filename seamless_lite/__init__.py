@@ -14,7 +14,7 @@ _HOME = {
     "Transformation": "handle",
     "parallel": "batch", "parallel_async": "batch", "TransformationList": "batch",
     "spawn": "config", "has_spawned": "config",
-    "Checksum": "checksum", "Buffer": "checksum",
+    "Checksum": "checksum", "Buffer": "celltypes",
     "SeamlessError": "errors", "CacheMissError": "errors", "JobError": "errors",
     "ConfigurationError": "errors", "config": None,
 }

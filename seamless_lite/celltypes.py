@@ -14,7 +14,7 @@ import typing as _t
 from json.encoder import encode_basestring as _string, encode_basestring_ascii as _ascii_string
 
 from . import mixed
-from .checksum import Buffer, Checksum, is_checksum
+from .checksum import Checksum, is_checksum
 from .errors import CacheMissError, CelltypeError
 from .mixed import MAX_DEPTH, key_text, plain_leaf, type_name
 
@@ -32,6 +32,41 @@ class _Unwritable(Exception):
 
 class _HasBinary(Exception):
     """A value for celltype ``mixed`` has bytes or an array in it, and thus is no JSON."""
+
+
+# --- bytes with a name ------------------------------------------------------------------------------------
+
+class Buffer(bytes):
+    """Bytes with a name.  ``Buffer(data)`` holds ``data``; ``Buffer(value, celltype)`` serialises ``value``.
+
+    It is what a function receives for a pin of celltype ``bytes``.
+    """
+    _checksum = None
+
+    def __new__(cls, value=b"", celltype=None):
+        if celltype is not None:
+            value = serialize(value, celltype)
+        return bytes.__new__(cls, value)
+
+    @property
+    def checksum(self) -> Checksum:
+        """SHA-256 of the content; computed once."""
+        if self._checksum is None:
+            self._checksum = Checksum.of(self)
+        return self._checksum
+
+    def get_checksum(self) -> Checksum:
+        """The same as ``checksum``; the name that Seamless 1.x uses."""
+        return self.checksum
+
+    @property
+    def content(self) -> bytes:
+        """The bytes, as plain ``bytes``."""
+        return bytes(self)
+
+    def get_value(self, celltype):
+        """The value that these bytes stand for when read as ``celltype``.  Raises ``CelltypeError``."""
+        return deserialize(self, celltype)
 
 
 # --- JSON --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``Checksum``, the name of some bytes, and ``Buffer``, the bytes themselves.
+"""``Checksum``: the name of some bytes.
 
 A checksum is SHA-256 over the raw bytes, as 64 lowercase hex digits: no salt, no length, no type
 (compat/identity.md section 1), so equal bytes have one name whatever they stand for.
@@ -58,38 +58,3 @@ class Checksum(str):
 
     def __repr__(self):
         return "Checksum(%r)" % str(self)
-
-
-class Buffer(bytes):
-    """Bytes with a name.  ``Buffer(data)`` holds ``data``; ``Buffer(value, celltype)`` serialises ``value``.
-
-    It is what a function receives for a pin of celltype ``bytes``.
-    """
-    _checksum = None
-
-    def __new__(cls, value=b"", celltype=None):
-        if celltype is not None:
-            from .celltypes import serialize        # celltypes is built on this module
-            value = serialize(value, celltype)
-        return bytes.__new__(cls, value)
-
-    @property
-    def checksum(self) -> Checksum:
-        """SHA-256 of the content; computed once."""
-        if self._checksum is None:
-            self._checksum = Checksum.of(self)
-        return self._checksum
-
-    def get_checksum(self) -> Checksum:
-        """The same as ``checksum``; the name that Seamless 1.x uses."""
-        return self.checksum
-
-    @property
-    def content(self) -> bytes:
-        """The bytes, as plain ``bytes``."""
-        return bytes(self)
-
-    def get_value(self, celltype):
-        """The value that these bytes stand for when read as ``celltype``.  Raises ``CelltypeError``."""
-        from .celltypes import deserialize
-        return deserialize(self, celltype)

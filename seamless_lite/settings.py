@@ -334,7 +334,7 @@ def _resolve(fixed, values, definitions) -> Settings:
     if value("cluster") is not None:
         cluster = _named_cluster(values["cluster"], definitions)
     elif "cluster" not in values and (persistent or value("execution") == "remote"):
-        cluster = _cluster_of_this_machine(definitions)
+        cluster = _cluster_of_this_machine(definitions, "project" in values or value("execution") == "remote")
     execution, remote = _placement(values, cluster, definitions)
     warnings = list(fixed.warnings) + _complaints(definitions, cluster)
     if remote is None and value("execution") == "remote":
@@ -369,10 +369,15 @@ def _named_cluster(wanted, definitions) -> Cluster:
         wanted.value, listed(definitions.nodes), nearest(wanted.value, definitions.nodes)))
 
 
-def _cluster_of_this_machine(definitions) -> _t.Optional[Cluster]:
-    """Without a ``cluster`` command: ``local_cluster``, else the only local one, else the one named "local"."""
+def _cluster_of_this_machine(definitions, wanted: bool) -> _t.Optional[Cluster]:
+    """Without a ``cluster`` command: ``local_cluster``, else the only local one, else the one named "local".
+
+    None if it is not ``wanted``: where no project is named, the embedded store serves.
+    """
     if definitions.unreadable:
         raise definitions.unreadable[0]
+    if not wanted:
+        return None
     if definitions.local_cluster is not None:
         return definitions.build(_local_cluster(definitions))
     local = [word for word in definitions.nodes if definitions.seems_local(word)]

@@ -13,7 +13,8 @@ import pytest
 
 from seamless_lite.celltypes import (
     CELLTYPES, DEEP, deep_checksums, deserialize, pack_deep, plain_dumps, plain_loads, serialize, unpack_deep)
-from seamless_lite.checksum import Buffer, Checksum
+from seamless_lite.celltypes import Buffer
+from seamless_lite.checksum import Checksum
 from seamless_lite.errors import CacheMissError, CelltypeError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

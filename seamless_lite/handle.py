@@ -1,0 +1,329 @@
+"""``Transformation``: one computation in the user's hands, from its arguments to its value.
+
+    start() walks the dependencies, children first; each transformation waits for a count of unfinished
+    dependencies to reach zero, fills their result checksums into its recipe, and submits it.  No thread
+    waits for a dependency: the completion of one starts the next.
+
+    run(), compute(), value wait; a waiting thread runs in-process jobs itself that nobody has begun.
+"""
+import collections
+import dataclasses
+import threading
+import typing as _t
+
+from . import config
+from .celltypes import Buffer
+from .checksum import Checksum
+from .errors import JobCancelledError, JobError, SeamlessError
+from .transformation import Meta, Outcome, Recipe
+
+_lock = threading.RLock()           # guards the few fields that say how far a transformation is
+_ready = threading.local()          # transformations to submit, so that a long chain of hits is a loop and no recursion
+
+
+class Transformation:
+    """What calling a ``delayed`` function gives: a computation that has a name and can be run.
+
+    ``recipe`` has a placeholder for each pin named in ``dependencies`` (name -> Transformation), whose
+    result checksum is filled in when it is known.  ``buffers`` are the inputs' bytes.
+    """
+
+    def __init__(self, recipe: Recipe, buffers: _t.Mapping[Checksum, bytes], meta: Meta,
+                 dependencies: _t.Mapping[str, "Transformation"] = {}):
+        self._recipe = recipe
+        self._buffers = buffers
+        self._meta = meta
+        self._dependencies = dict(dependencies)
+        self._constructed = not self._dependencies
+        self._session: _t.Any = None
+        self._future: _t.Any = None             # of the outcome, once started
+        self._unfinished = 0                    # dependencies that have no outcome yet
+        self._submitted = False
+        self._outcome: _t.Optional[Outcome] = None
+        self._error: _t.Optional[BaseException] = None
+
+    # --- running --------------------------------------------------------------------------------------
+
+    def run(self):
+        """Compute the result, or find it, and return its value.
+
+        Raises ``JobError`` (a ``RuntimeError``) with the user's traceback if the code failed, another
+        ``SeamlessError`` if it could not be run.
+        """
+        self._compute()
+        if self._error is not None:
+            raise self._error
+        return self.value
+
+    def compute(self) -> _t.Optional[Checksum]:
+        """Compute the result, or find it, and return its checksum; None if that failed (see ``exception``)."""
+        self._compute()
+        return self.result_checksum
+
+    def start(self) -> "Transformation":
+        """Begin, dependencies first, and return self at once."""
+        order = self._unstarted()
+        for transformation in order:
+            transformation._prepare()
+        for transformation in order:
+            transformation._one_less()          # the one that _prepare counted extra, so that nothing began early
+        return self
+
+    def task(self):
+        """An ``asyncio.Task`` that runs the transformation and returns its value; needs a running event loop."""
+        import asyncio
+        return asyncio.get_running_loop().create_task(self._await())
+
+    def __await__(self):
+        return self._await().__await__()
+
+    def construct(self) -> _t.Optional[Checksum]:
+        """Run the dependencies, and return the transformation checksum; None if a dependency failed."""
+        if not self._constructed:
+            for dependency in self._dependencies.values():
+                dependency.start()
+            for name, dependency in self._dependencies.items():
+                dependency._compute()
+                if dependency._error is not None:
+                    self._error = _dependency_error(name, dependency)
+                    return None
+            self._construct()
+        return self.transformation_checksum
+
+    def cancel(self, *, recursive: bool = False) -> bool:
+        """Kill the computation; with ``recursive`` those of its dependencies too.  False if it had ended."""
+        if recursive:
+            for dependency in self._dependencies.values():
+                dependency.cancel(recursive=True)
+        with _lock:
+            if self._ended:
+                return False
+            future, session = self._future, self._session
+            self._error = JobCancelledError("transformation %s was cancelled" % self._name)
+        if session is not None and self._submitted:
+            session.cancel(self._recipe.checksum)
+        if future is not None:
+            self._end(error=self._error)
+        return True
+
+    def clear_exception(self) -> None:
+        """Forget a failure, so that the transformation can be run again."""
+        with _lock:
+            if self._error is not None and not isinstance(self._error, JobCancelledError):
+                self._error = self._outcome = self._future = None
+                self._submitted = False
+
+    # --- what it is and how far it is -----------------------------------------------------------------
+
+    @property
+    def transformation_checksum(self) -> _t.Optional[Checksum]:
+        """The identity; None while a dependency has no result."""
+        return self._recipe.checksum if self._constructed else None
+
+    @property
+    def result_checksum(self) -> _t.Optional[Checksum]:
+        """The checksum of the result; None while there is none."""
+        return self._outcome.result if self._outcome is not None else None
+
+    @property
+    def celltype(self) -> str:
+        """The celltype of the result."""
+        return self._recipe.output[1]
+
+    @property
+    def buffer(self) -> Buffer:
+        """The bytes of the result.  Raises what ``run`` raises."""
+        self._compute()
+        if self._error is not None:
+            raise self._error
+        data = self._outcome.buffer
+        return Buffer(self._session.get_buffer(self._outcome.result) if data is None else data)
+
+    @property
+    def value(self):
+        """The value of the result.  Raises what ``run`` raises."""
+        self._compute()
+        if self._error is not None:
+            raise self._error
+        return self._session.value(self._outcome, self.celltype)
+
+    @property
+    def status(self) -> str:
+        """``Status: `` and one of ready, pending, OK, exception, canceled."""
+        if isinstance(self._error, JobCancelledError):
+            return "Status: canceled"
+        if self._error is not None:
+            return "Status: exception"
+        if self._outcome is not None:
+            return "Status: OK"
+        return "Status: pending" if self._future is not None else "Status: ready"
+
+    @property
+    def exception(self) -> _t.Optional[BaseException]:
+        """Why there is no result; its text has the user's traceback.  None if nothing failed (yet)."""
+        return self._error
+
+    @property
+    def logs(self) -> str:
+        """The end of what the job printed; "" if it was answered from the cache or ran in this process."""
+        if self._outcome is not None:
+            return self._outcome.logs
+        return getattr(self._error, "logs", "")
+
+    @property
+    def meta(self) -> Meta:
+        """What does not change the identity."""
+        return self._meta
+
+    @property
+    def scratch(self) -> bool:
+        """True if the bytes of the result are not kept in the store."""
+        return self._meta.scratch
+
+    def __repr__(self):
+        return "<Transformation %s, %s>" % (self._name, self.status)
+
+    # --- the parts ------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        label = self._meta.label
+        return ("%s %s" % (label, self._recipe.checksum[:10]) if label else self._recipe.checksum) \
+            if self._constructed else label or "(waiting for dependencies)"
+
+    @property
+    def _ended(self) -> bool:
+        return self._outcome is not None or self._error is not None
+
+    def _choose_session(self):
+        if self._session is None:
+            self._session = config.session()
+        return self._session
+
+    def _compute(self) -> None:
+        if self._ended:
+            return
+        if self._future is None and self._constructed:      # nothing to wait for: the calling thread does it
+            try:
+                self._set(self._choose_session().run(self._recipe, self._meta, self._buffers))
+            except SeamlessError as exc:
+                self._set(None, exc)
+            return
+        self.start()
+        self._wait()
+
+    def _wait(self) -> None:
+        for transformation in self._unended():
+            transformation._help()
+        self._future.exception()                            # waits; what went wrong is in self._error by then
+
+    def _help(self) -> None:
+        if self._submitted and not self._ended:
+            self._session.help(self._recipe.checksum)
+
+    async def _await(self):
+        import asyncio
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.start)        # it may read files and ask the store
+        if config.in_worker():                              # a waiting job must give its slot back, in a thread
+            await loop.run_in_executor(None, self._wait)
+        elif not self._ended:
+            await asyncio.wait([asyncio.wrap_future(self._future)])
+        if self._error is not None:
+            raise self._error
+        return await loop.run_in_executor(None, lambda: self.value)
+
+    def _walk(self, wanted) -> _t.List["Transformation"]:
+        """This one and what it depends on, dependencies first, as far as ``wanted`` says yes."""
+        order, seen, stack = [], set(), [(self, False)]
+        while stack:
+            node, expanded = stack.pop()
+            if expanded:
+                order.append(node)
+            elif id(node) not in seen and wanted(node):
+                seen.add(id(node))
+                stack.append((node, True))
+                stack.extend((dependency, False) for dependency in node._dependencies.values())
+        return order
+
+    def _unstarted(self):
+        return self._walk(lambda node: node._future is None and not node._ended)
+
+    def _unended(self):
+        return self._walk(lambda node: not node._ended)
+
+    def _prepare(self) -> None:
+        from concurrent.futures import Future
+        with _lock:
+            if self._future is not None:
+                self._unfinished += 1
+                return
+            self._choose_session()
+            self._future = Future()
+            waiting = [] if self._constructed else [d for d in self._dependencies.values() if d._future is not None]
+            self._unfinished = 1 + len(waiting)
+        for dependency in waiting:
+            dependency._future.add_done_callback(lambda _: self._one_less())
+
+    def _one_less(self) -> None:
+        with _lock:
+            self._unfinished -= 1
+            if self._unfinished or self._submitted or self._ended:
+                return
+            self._submitted = True
+        queue = _ready.__dict__.setdefault("queue", collections.deque())
+        queue.append(self)
+        if len(queue) > 1:                                  # a frame below us is emptying the queue
+            return
+        while queue:
+            queue[0]._submit()
+            queue.popleft()
+
+    def _submit(self) -> None:
+        failed = next((name for name, d in self._dependencies.items() if d._error is not None), None)
+        if failed is not None:
+            self._end(error=_dependency_error(failed, self._dependencies[failed]))
+            return
+        try:
+            self._construct()
+            future = self._session.submit(self._recipe, self._meta, self._buffers)
+        except SeamlessError as exc:
+            self._end(error=exc)
+            return
+        future.add_done_callback(lambda done: self._end(done.result() if done.exception() is None else None,
+                                                        done.exception()))
+
+    def _construct(self) -> None:
+        with _lock:
+            if not self._constructed:
+                pins = dict(self._recipe.pins)
+                for name, dependency in self._dependencies.items():
+                    pins[name] = pins[name][:2] + (dependency.result_checksum,)
+                self._recipe = dataclasses.replace(self._recipe, pins=pins)
+                self._constructed = True
+
+    def _set(self, outcome: _t.Optional[Outcome], error: _t.Optional[BaseException] = None) -> None:
+        if error is None and outcome is not None:
+            error = outcome.exception()
+        with _lock:
+            if self._ended:
+                return
+            if error is not None:
+                self._error = error
+            else:
+                self._outcome = outcome
+
+    def _end(self, outcome: _t.Optional[Outcome] = None, error: _t.Optional[BaseException] = None) -> None:
+        self._set(outcome, error)
+        with _lock:
+            future = self._future
+            if future is None or future.done():
+                return
+        future.set_result(None)
+
+
+def _dependency_error(name: str, dependency: Transformation) -> SeamlessError:
+    error = dependency._error
+    if isinstance(error, JobCancelledError):
+        return JobCancelledError("argument '%s' has no value, because %s" % (name, error))
+    return JobError("argument '%s' has no value, because %s failed: %s" % (name, dependency._name, error))

@@ -1,0 +1,58 @@
+"""What all command-line programs have in common: signals, and errors that become one sentence and an exit code.
+
+The exit code is that of the program; 1 for what was expected to go wrong sometimes, 2 for wrong usage, 3 for
+a bug of ours, 130 when interrupted.
+"""
+import contextlib
+import os
+import signal
+import sys
+import threading
+import typing as _t
+
+from .errors import SeamlessError
+
+
+def say(program: str, text: str) -> None:
+    """One line for a person, on stderr."""
+    if sys.stderr is not None:              # "2>&-"
+        print("%s: %s" % (program, text), file=sys.stderr, flush=True)
+
+
+def guarded(program: str, action: _t.Callable[[], int], traceback: bool = False) -> int:
+    """Do ``action``; whatever goes wrong in it becomes a sentence and an exit code.  ``traceback``: show that too."""
+    try:
+        with _signals():
+            return action()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:                 # the reader has had enough, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as exc:
+        if traceback:
+            import traceback as module      # only when asked for
+            module.print_exc()
+        if isinstance(exc, SeamlessError):
+            say(program, exc.args[0])
+            return exc.exit_code
+        say(program, "internal error, please report it with the output of -vv: %s: %s" % (type(exc).__name__, exc))
+        return 3
+
+
+@contextlib.contextmanager
+def _signals():
+    """SIGTERM and SIGHUP end the program as Ctrl-C does: with its job."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+              if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
