@@ -154,7 +154,9 @@ class _Window:
 
     def fill(self, put) -> bool:
         """Start as many as there is room for; False if all have been yielded."""
-        while not self._exhausted and len(self._items) - len(self._ended) < self._limit:
+        # what has ended behind a slow one is kept until that has ended too: there is a limit to that as well
+        while not self._exhausted and len(self._items) - len(self._ended) < self._limit \
+                and len(self._items) < 10 * self._limit:
             index, transformation = next(self._source, (None, None))
             if transformation is None:
                 self._exhausted = True

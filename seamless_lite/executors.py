@@ -108,10 +108,12 @@ class Remote:
     def _get(self, broken=None):
         with self._lock:
             if self._client is None or self._client is broken:
-                if broken is not None:
-                    broken.close()
+                self._client = None             # also if this fails
                 self._client = self._connect(broken is not None)
-            return self._client
+            client = self._client
+        if broken is not None:
+            broken.close()                      # without the lock: it hands its jobs back, and they come here
+        return client
 
     def run(self, job: Job, log_fd: _t.Optional[int] = None) -> Outcome:
         client = self._get()
@@ -146,7 +148,8 @@ class Remote:
         """In a worker: wait for that job in a way that gives this worker's own slot back meanwhile."""
         job = self._submitted.get(checksum) if self._parent is not None else None
         if job is not None:
-            self.run(job)
+            # as another client: the outcome must still reach the one that submitted the job
+            self._connect(False).run(job, parent=self._parent)
 
     def cancel(self, checksum: Checksum) -> None:
         if self._client is not None:

@@ -58,6 +58,8 @@ class Session:
     def stores_spec(self) -> dict:
         """Where buffers and results are, in the form that ``stores.open_stores`` and the jobserver take."""
         settings = self.settings
+        if settings is not None and settings.remote_clients is not None:
+            return _client_stores(settings.remote_clients)
         if settings is None or settings.buffer_directory is None:
             return self._temporary_spec() if self.workers is not None else MEMORY_SPEC
         cluster = settings.cluster
@@ -374,6 +376,22 @@ class Session:
             raise SeamlessError("execution is remote, but cluster '%s' has no jobserver; add a jobserver: block to it "
                                 "or set execution: process" % self.settings.cluster.name)
         return services.client(connection)
+
+
+def _client_stores(clients) -> dict:
+    """The stores of ``SEAMLESS_REMOTE_CLIENTS``: the first that may be written, and all others to read."""
+    spec: _t.Dict[str, dict] = {}
+    for kind, service in (("buffers", "hashserver"), ("results", "database")):
+        found = []
+        for client in clients:
+            if client.service == service:
+                parts = [{"directory": client.directory}] if client.directory is not None else []
+                if client.url is not None:
+                    parts.append({"address": client.url, "auth": False})
+                found += [(client.readonly or "directory" in part, part) for part in parts]
+        top = next((part for readonly, part in found if not readonly), {})
+        spec[kind] = {**top, "read": [part for _, part in found if part is not top]}
+    return spec
 
 
 class Recent:

@@ -174,7 +174,7 @@ class Outcome:
 
     def exception(self) -> _t.Optional[SeamlessError]:
         """The exception to raise, or None if there is a result."""
-        return None if self.error is None else error_from_dict(dict(self.error))
+        return None if self.error is None else error_from_dict({"logs": self.logs, **self.error})
 
     def to_dict(self) -> dict:
         """The JSON form."""

@@ -1,0 +1,77 @@
+"""Several stores that look like one, and SEAMLESS_REMOTE_CLIENTS."""
+import json
+import os
+
+import pytest
+
+from seamless_lite import session as session_module
+from seamless_lite.checksum import Checksum
+from seamless_lite.errors import ServiceError
+from seamless_lite.folder import Folder
+from seamless_lite.httpbase import Listen, start
+from seamless_lite.resulttable import ResultTable
+from seamless_lite.settings import load_settings
+from seamless_lite.stores import open_stores
+from seamless_lite.transformation import Recipe
+
+ROW = "a" * 64
+
+
+def spec(tmp_path, *names):
+    parts = [{"directory": str(tmp_path / name), "file": str(tmp_path / name / "seamless.db")} for name in names]
+    return {kind: {**parts[0], "read": parts[1:]} for kind in ("buffers", "results")}
+
+
+def test_all_layers_are_read_and_only_the_first_is_written(tmp_path):
+    with_data = open_stores(spec(tmp_path, "colleague"))
+    theirs = with_data.buffers.put(b"theirs")
+    with_data.results.put(ROW, theirs)
+    with_data.close()
+    stores = open_stores(spec(tmp_path, "mine", "colleague"))
+    mine = stores.buffers.put(b"mine")
+    assert stores.buffers.has([mine, theirs, Checksum.of(b"nobody")]) == [True, True, False]
+    assert (stores.buffers.get(theirs), stores.buffers.length(theirs)) == (b"theirs", 6)
+    assert stores.buffers.path(theirs).startswith(str(tmp_path / "colleague"))
+    assert stores.results.get(ROW) == theirs and stores.results.get_many([ROW, "b" * 64]) == {ROW: theirs}
+    assert stores.results.reverse(theirs) == [ROW]
+    assert not stores.results.forget(ROW), "what is read only is not forgotten"
+    assert Folder(str(tmp_path / "colleague")).get(mine) is None
+
+
+def test_a_layer_that_does_not_answer_is_left_out(tmp_path, caplog):
+    stores = open_stores({"buffers": {"directory": str(tmp_path), "read": [{"address": "unix:///nowhere.sock", "auth": False}]}})
+    assert stores.buffers.get(Checksum.of(b"x")) is None and "left out" in caplog.text
+    caplog.clear()
+    assert stores.buffers.has([Checksum.of(b"x")]) == [False] and caplog.text == ""
+
+
+def test_seamless_remote_clients_are_used_and_a_read_only_one_is_not_written(tmp_path, monkeypatch):
+    from seamless_lite import database, hashserver
+    (tmp_path / "store").mkdir()
+    buffers = start(hashserver.HashService(Folder(str(tmp_path / "store"))), Listen(host="127.0.0.1", port=0))
+    results = start(database.DatabaseService(ResultTable(str(tmp_path / "seamless.db"))), Listen(host="127.0.0.1", port=0))
+    try:
+        for readonly in (False, True):
+            clients = {"buffer": [{"readonly": readonly, "remote_url": buffers.address}],
+                       "database": [{"readonly": readonly, "remote_url": results.address}]}
+            monkeypatch.setenv("SEAMLESS_REMOTE_CLIENTS", json.dumps(clients))
+            session = session_module.Session(load_settings(str(tmp_path), environ=os.environ))
+            code = b"%s + 1\n" % (b"2" if readonly else b"1")
+            recipe = Recipe("python", {"code": ("python", "transformer", Checksum.of(code))})
+            outcome = session.run(recipe, buffers={Checksum.of(code): code})
+            assert session.value(outcome, "mixed") == (3 if readonly else 2)
+            session.close()
+            fresh = session_module.Session(load_settings(str(tmp_path), environ=os.environ))
+            assert (fresh.lookup(recipe) is None) == readonly
+            fresh.close()
+    finally:
+        buffers.stop()
+        results.stop()
+
+
+def test_a_remote_client_that_is_down_is_one_sentence(tmp_path, monkeypatch):
+    clients = {"buffer": [{"readonly": False, "remote_url": "http://127.0.0.1:9"}]}
+    monkeypatch.setenv("SEAMLESS_REMOTE_CLIENTS", json.dumps(clients))
+    session = session_module.Session(load_settings(str(tmp_path), environ=os.environ))
+    with pytest.raises(ServiceError, match="127.0.0.1:9"):
+        session.store.has([Checksum.of(b"x")])
