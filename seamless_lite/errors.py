@@ -63,14 +63,15 @@ class JobError(SeamlessError, RuntimeError):
 
     ``traceback`` is the text of the user's own traceback ("" for commands), ``logs`` the end of what
     the job printed, ``returncode`` the exit code of a command (negative: the signal that killed it;
-    None for functions).
+    None for functions), ``partial`` the checksum of what a command had written to stdout by then.
     """
 
-    def __init__(self, message, traceback="", logs="", returncode=None):
+    def __init__(self, message, traceback="", logs="", returncode=None, partial=None):
         super().__init__(message)
         self.traceback = traceback
         self.logs = logs
         self.returncode = returncode
+        self.partial = partial
 
     def __str__(self):
         text = self.args[0]
@@ -85,7 +86,7 @@ class WorkerDiedError(JobError):
     """The process that ran the job died (twice): out of memory, killed, or crashed."""
 
 
-_FIELDS = ("traceback", "logs", "returncode")
+_FIELDS = ("traceback", "logs", "returncode", "partial")
 
 
 def error_to_dict(error: BaseException) -> dict:

@@ -1,0 +1,343 @@
+"""``seamless-run``: run a command, or answer from the cache.
+
+    argv -> options, words -> Plan (command.py) -> look up, or run in the session -> print, write files (outputs.py)
+
+A hit opens the local store and nothing else.  After a job that really ran, inputs that changed meanwhile
+take back the record of its result.
+"""
+import contextlib
+import dataclasses
+import os
+import sys
+import typing as _t
+
+from . import command, outputs, program, run_options
+from .celltypes import plain_dumps
+from .checksum import Checksum
+from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, SeamlessError, UsageError
+from .inputs import decompress_to
+from .session import Session
+from .settings import load_settings
+from .transformation import Meta, Outcome
+
+PROGRAM = "seamless-run"
+_UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15,
+          "KB": 2**10, **{unit + end: 2 ** (10 * power) for power, unit in enumerate("KMGTP", 1) for end in ("", "iB")}}
+
+
+def main(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
+    """Run the program; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    options, words = run_options.split(argv)
+    parser = run_options.make_parser()
+    try:
+        arguments = parser.parse_args(options)
+    except SystemExit as exc:               # --help, or a wrong option
+        return exc.code if isinstance(exc.code, int) else 2
+    return program.guarded(PROGRAM, lambda: _Run(arguments, words).run(), arguments.verbose > 1)
+
+
+class _Run:
+    """One invocation."""
+
+    def __init__(self, arguments, words: _t.Sequence[str]):
+        self.arguments = arguments
+        self.words = words
+        try:
+            self.cwd = os.getcwd()
+        except FileNotFoundError:
+            raise SeamlessError("the current folder does not exist any more; change to another one") from None
+
+    def run(self) -> int:
+        self.check_options()
+        arguments = self.arguments
+        project, _, subproject = (arguments.project or "").partition(":")
+        stage, _, substage = (arguments.stage or "").partition(":")
+        settings = load_settings(self.cwd, project=project or None, subproject=subproject or None, stage=stage or None,
+                                 substage=substage or None, node=arguments.node, environ=os.environ)
+        for warning in settings.warnings:
+            self.say(warning)
+        self.plan = command.build(self.words, self.command_options(), self.say)
+        if arguments.no_download and not self.plan.targets:
+            raise UsageError("--no-download: the command has no result file; write one with '>' or name it "
+                             "with --capture")
+        self.say("transformation %s" % self.plan.recipe.checksum, 1)
+        self.session = Session(settings, local=arguments.local)
+        try:
+            if arguments.undo:
+                return self.undo()
+            if arguments.dry:
+                return self.dry()
+            outputs.check_appended(self.plan.targets, self.cwd)
+            return self.execute(Meta(
+                metavars=self.plan.metavars, environment=self.environment(), scratch=arguments.scratch,
+                local=arguments.local, record=settings.record, label=self.plan.text[:200]))
+        finally:
+            self.session.close()
+
+    # --- options --------------------------------------------------------------------------------------
+
+    def check_options(self) -> None:
+        arguments = self.arguments
+        if not self.words:
+            raise UsageError("there is no command; give it after the options, or see %s --help" % PROGRAM)
+        if arguments.docker:
+            raise UsageError("--docker is not supported; use --conda ENV, or run docker inside the command")
+        if arguments.write_remote_job or arguments.qsubmit:
+            raise UsageError("%s is not available yet; run the command without it"
+                             % ("--qsubmit" if arguments.qsubmit else "--write-remote-job"))
+        for name in ("write_job", "upload"):
+            if getattr(arguments, name) and not arguments.dry:
+                raise UsageError("--%s needs --dry" % name.replace("_", "-"))
+        if arguments.dry and arguments.undo:
+            raise UsageError("--dry and --undo exclude each other; choose one")
+        if arguments.primary < 1:
+            raise UsageError("--primary counts from 1, so it cannot be %d" % arguments.primary)
+
+    def command_options(self) -> command.Options:
+        arguments = self.arguments
+        fields = {field.name for field in dataclasses.fields(command.Options)} & set(vars(arguments))
+        return command.Options(cwd=self.cwd, check_suffixed=not arguments.g1, check_bare=not arguments.g2,
+                               search_path=os.environ.get("PATH", os.defpath),
+                               **{name: getattr(arguments, name) for name in fields})
+
+    def environment(self) -> _t.Dict[str, object]:
+        return {"conda_environment": self.arguments.conda} if self.arguments.conda else {}
+
+    def say(self, text: str, verbosity: int = 0) -> None:
+        if not self.arguments.quiet and self.arguments.verbose >= verbosity:
+            _say(text)
+
+    # --- without running ------------------------------------------------------------------------------
+
+    def undo(self) -> int:
+        checksum = self.plan.recipe.checksum
+        if not self.session.forget(checksum):
+            _say("there is no result of this command to forget (transformation %s)" % checksum)
+            return 1
+        self.say("forgot the result of transformation %s" % checksum)
+        return 0
+
+    def dry(self) -> int:
+        arguments, recipe = self.arguments, self.plan.recipe
+        if arguments.upload:
+            with self.inputs() as files:
+                self.confirm_upload(files)
+                self.session.store.put_many([*self.plan.inputs.buffers.values(), recipe.buffer])
+                self.session.push_files(files)
+        if arguments.write_job:
+            self.write_job(arguments.write_job)
+        if arguments.upload or arguments.write_job:
+            print(recipe.checksum)
+        return 0
+
+    def write_job(self, folder: str) -> None:
+        """The transformation as files, in a new folder."""
+        recipe, dropped = self.plan.recipe, {}
+        for name, value in self.plan.metavars.items():
+            data = plain_dumps(value)
+            dropped["META__" + name] = ["str", None, Checksum.of(data)]
+            if self.arguments.upload:
+                self.session.store.put(data)
+        files = {"transformation.json": recipe.buffer, "command.txt": self.plan.code.encode("utf-8")}
+        if self.arguments.upload:
+            files = {"transformation.json.CHECKSUM": recipe.checksum.encode("ascii")}
+        elif self.environment():
+            files["env.json"] = plain_dumps(self.environment())
+        if dropped:
+            files["dunder.json"] = plain_dumps(dropped)
+        try:
+            os.mkdir(folder)
+            for name, data in files.items():
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(data)
+        except FileExistsError:
+            raise UsageError("--write-job %s: it exists already; name a new folder" % folder) from None
+        except OSError as exc:
+            raise SeamlessError("--write-job %s: %s" % (folder, exc.strerror)) from exc
+
+    # --- running --------------------------------------------------------------------------------------
+
+    def execute(self, meta: Meta) -> int:
+        outcome = self.session.lookup(self.plan.recipe, value=not self.arguments.no_download)
+        if outcome is not None:
+            self.say("the result is cached", 1)
+            try:
+                return self.deliver(outcome)
+            except CacheMissError:          # it was damaged, or somebody deletes buffers: make it again
+                self.session.forget(self.plan.recipe.checksum)
+        self.plan.check_pins()
+        with outputs.announced(self.plan.targets, self.cwd, self.plan.recipe.checksum):
+            outcome = self.run_job(meta)
+            error = outcome.exception()
+            if error is not None:
+                return self.failed(error)
+            self.check_inputs(outcome)
+            return self.deliver(outcome)
+
+    def run_job(self, meta: Meta) -> Outcome:
+        checksum = self.plan.recipe.checksum
+        with self.inputs() as files:
+            self.confirm_upload(files)
+            try:
+                return self.session.run(self.plan.recipe, meta, self.plan.inputs.buffers, files,
+                                        log_fd=sys.stderr.fileno() if sys.stderr else None)
+            except KeyboardInterrupt:
+                self.session.cancel(checksum)
+                _say("Canceled transformation %s" % checksum)
+                raise
+
+    @contextlib.contextmanager
+    def inputs(self):
+        """checksum -> path of the input files, to be uploaded in the ``with`` block.
+
+        Compressed ones that the store lacks are expanded meanwhile.  Raises ``SeamlessError`` if one has changed.
+        """
+        try:
+            with self.unpacked() as files:
+                yield files
+        except (CorruptBufferError, OSError):
+            changed = self.changed_inputs()
+            if not changed:
+                raise
+            raise SeamlessError("%s changed while the command was being prepared; run it again"
+                                % _listed(changed)) from None
+
+    @contextlib.contextmanager
+    def unpacked(self):
+        files, packed = self.plan.inputs.files, self.plan.inputs.packed
+        names = [checksum for checksum in packed if checksum not in files]
+        missing = [name for name, there in zip(names, self.session.store.has(names)) if not there]
+        if not missing:
+            yield files
+            return
+        import tempfile                     # slow to import, and compressed inputs are rare
+        with tempfile.TemporaryDirectory(prefix="seamless-inputs-") as folder:
+            files = dict(files)
+            for checksum in missing:
+                files[checksum] = os.path.join(folder, checksum)
+                decompress_to(packed[checksum], files[checksum], checksum)
+            yield files
+
+    def failed(self, error: SeamlessError) -> int:
+        """Show what there is of a job that failed; returns the exit code."""
+        if isinstance(error, JobCancelledError):
+            _say("Canceled transformation %s" % self.plan.recipe.checksum)
+            return 130
+        partial = getattr(error, "partial", None)
+        if partial:                         # what the command had printed so far
+            with contextlib.suppress(CacheMissError):
+                outputs.Results(self.session.store, Outcome(Checksum(partial))).print()
+        code = getattr(error, "returncode", None)
+        if not isinstance(error, JobError) or not code:
+            raise error
+        self.say(error.args[0], 0 if code < 0 or _is_watched() else 1)
+        for hint in self.hints():
+            self.say(hint)
+        return 128 - code if code < 0 else code
+
+    def hints(self) -> _t.Iterator[str]:
+        """What may be wrong with a command that failed, if it is something that we do differently from a shell."""
+        unseen = [word for word in dict.fromkeys(self.plan.other_words)
+                  if os.path.isfile(os.path.join(self.cwd, word)) and word not in self.plan.recipe.pins]
+        if unseen:
+            yield ("%s here, but not where the command ran, because only words of the first pipeline, before '>', "
+                   "become inputs; add %s" % (_listed(unseen) + (" is" if len(unseen) == 1 else " are"),
+                                              " ".join("-i " + command.quote(word) for word in unseen)))
+        if len(self.words) > 1 and any(len(word.split()) > 1 for word in self.words):
+            yield "the quotes around words were removed by your shell; to keep them, write the command as -c '...'"
+
+    def changed_inputs(self) -> _t.List[str]:
+        return [os.path.relpath(entry.path, self.cwd) for entry in self.plan.inputs.seen if entry.changed()]
+
+    def check_inputs(self, outcome: Outcome) -> None:
+        """If an input changed while the job ran, take back that its result was recorded."""
+        changed = [] if outcome.cached else self.changed_inputs()
+        if changed:
+            self.session.forget(self.plan.recipe.checksum)
+            _say("%s changed while the command ran, so its result was not recorded" % _listed(changed))
+
+    # --- results --------------------------------------------------------------------------------------
+
+    def deliver(self, outcome: Outcome) -> int:
+        """Print the result, or write the files.  Raises ``CacheMissError`` if the result is gone."""
+        results = outputs.Results(self.session.store, outcome)
+        if not self.plan.targets:
+            results.print()
+            return 0
+        contents = results.contents(self.plan.targets)
+        download = not (self.arguments.no_download or self.arguments.scratch)
+        if download and self.is_remote():
+            self.confirm("Download", *results.size(contents))
+        results.save(contents, self.cwd, download, self.say)
+        return 0
+
+    # --- large transfers ------------------------------------------------------------------------------
+
+    def is_remote(self) -> bool:
+        """True if buffers go through a service, perhaps on another host."""
+        return self.session.stores_spec["buffers"].get("address") is not None
+
+    def confirm_upload(self, files: _t.Mapping[Checksum, str]) -> None:
+        names = list(files)
+        missing = [files[name] for name, there in zip(names, self.session.store.has(names)) if not there]
+        size = sum(os.path.getsize(path) for path in missing)
+        if missing:
+            self.say("Upload %d files, total %s" % (len(missing), _size_text(size)), 0 if _is_watched() else 1)
+        if self.is_remote():
+            self.confirm("Upload", len(missing), size)
+
+    def confirm(self, what: str, count: int, size: int) -> None:
+        """Ask before much is transferred.  Raises ``SeamlessError`` if the answer is no."""
+        limits = {"Upload": (400, "100 MB"), "Download": (2000, "500 MB")}[what]
+        prefix = "SEAMLESS_MAX_%s_" % what.upper()
+        most_files = _read_size(prefix + "FILES", limits[0])
+        most_bytes = _read_size(prefix + "SIZE", limits[1])
+        if self.arguments.yes or count <= most_files and size <= most_bytes:
+            return
+        question = "%s %d files, total %s" % (what, count, _size_text(size))
+        answer = "n" if self.arguments.no else ""
+        while answer not in ("y", "yes", "n", "no"):
+            sys.stderr.write(question + " (y/[n])? ")
+            sys.stderr.flush()
+            answer = sys.stdin.readline().strip().lower() or "n"
+        if answer in ("n", "no"):
+            raise SeamlessError("%s: refused; answer yes, add -y, or raise %sFILES or %sSIZE"
+                                % (question, prefix, prefix))
+
+
+def _say(text: str) -> None:
+    program.say(PROGRAM, text)
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _listed(names: _t.Sequence[str]) -> str:
+    """'a' / 'a' and 'b' / 'a', 'b' and 3 more."""
+    shown = ["'%s'" % name for name in names[:5]] + (["%d more" % (len(names) - 5)] if len(names) > 5 else [])
+    return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
+
+
+def _size_text(size: int) -> str:
+    value, unit = float(size), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value /= 1000
+    return "%.4g %s" % (value, unit)
+
+
+def _read_size(variable: str, default) -> float:
+    """A number with a unit, from the environment.  Raises ``UsageError``."""
+    text = os.environ.get(variable, "").strip() or str(default)
+    number = text.rstrip("kKMGTPiB ")
+    try:
+        return float(number) * _UNITS[text[len(number):].strip()]
+    except (KeyError, ValueError):
+        raise UsageError("%s is '%s': it takes a number and a unit such as kB, MB or GB" % (variable, text)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

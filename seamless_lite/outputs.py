@@ -1,0 +1,246 @@
+"""Results on their way to the user: standard output, files, directories, and the sidecars beside them.
+
+``LOCAL.CHECKSUM`` names the content of a result file, or, together with ``LOCAL.INDEX``, that of a result
+directory; later commands take it as an input without reading the content.  A sidecar is there only while
+what it says is true: it goes before the content is replaced, and comes after.
+
+Files appear under their names complete or not at all.  They are not synced: the store has the durable copy.
+"""
+import contextlib
+import io
+import os
+import stat
+import sys
+import threading
+import typing as _t
+
+from .celltypes import plain_dumps
+from .checksum import CHUNK, Checksum
+from .command import Target
+from .durable import remove_file
+from .errors import CacheMissError, SeamlessError
+from .inputs import parse_index, read_checksum_file
+
+TOUCH_S = 30.0          # how often a .FUTURE file is touched; readers give up after 120 s
+
+
+class Results:
+    """Reads the result of one command from ``store``; ``outcome`` may hold its bytes itself."""
+
+    def __init__(self, store, outcome):
+        self.store = store
+        self.outcome = outcome
+
+    def open(self, checksum: Checksum) -> _t.BinaryIO:
+        """A binary file with this content.  Raises ``CacheMissError``."""
+        if checksum == self.outcome.result and self.outcome.buffer is not None:
+            return io.BytesIO(self.outcome.buffer)
+        file = self.store.open(checksum)
+        if file is None:
+            raise CacheMissError("the result %s is not in the store any more; run the command again" % checksum)
+        return file
+
+    def print(self) -> None:
+        """Write the result to standard output, byte by byte.  Raises ``BrokenPipeError``, ``SeamlessError``."""
+        if sys.stdout is None:
+            raise SeamlessError("there is no standard output to print the result to: it is closed")
+        with self.open(self.outcome.result) as file:
+            try:
+                for piece in iter(lambda: file.read(CHUNK), b""):
+                    sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as exc:
+                raise SeamlessError("standard output cannot be written: %s" % exc.strerror) from exc
+
+    def contents(self, targets: _t.Sequence[Target]) -> _t.Dict[Target, _t.Union[Checksum, _t.Dict[str, Checksum]]]:
+        """For each target the checksum of its file, or the index of its directory."""
+        with self.open(self.outcome.result) as file:
+            index = parse_index(file.read(), "the result %s" % self.outcome.result)
+        found: _t.Dict[Target, _t.Any] = {}
+        for target in targets:
+            name = os.path.normpath(target.server)
+            found[target] = index.get(name)
+            if found[target] is None:       # an empty directory is in no index
+                found[target] = {path[len(name) + 1:]: checksum for path, checksum in index.items()
+                                 if path.startswith(name + "/")}
+        return found
+
+    def size(self, contents: _t.Mapping) -> _t.Tuple[int, int]:
+        """(number of files, number of bytes) of what ``contents`` returned."""
+        checksums = [checksum for content in contents.values()
+                     for checksum in ([content] if isinstance(content, str) else content.values())]
+        return len(checksums), sum(self.store.length(checksum) or 0 for checksum in checksums)
+
+    def save(self, contents: _t.Mapping, cwd: str, download: bool = True,
+             say: _t.Callable[[str], None] = lambda text: None) -> None:
+        """Write every target and its sidecars below ``cwd``.  Raises ``SeamlessError``, ``CacheMissError``."""
+        for target, content in contents.items():
+            local = _local_path(target, cwd)
+            try:
+                os.makedirs(os.path.dirname(local), exist_ok=True)
+                if _is_special(local):
+                    self.write_special(content, local)
+                else:
+                    self.save_one(content, local, download, say)
+            except OSError as exc:
+                raise SeamlessError("the result '%s' cannot be written: %s" % (target.local, exc.strerror)) from exc
+
+    def save_one(self, content, local: str, download: bool, say) -> None:
+        """One target and its sidecars."""
+        is_file = isinstance(content, str)
+        index = b"" if is_file else plain_dumps(content)
+        checksum = content if is_file else Checksum.of(index)
+        if _sidecar(local) != checksum:
+            remove_file(local + ".CHECKSUM")
+        if download:
+            if is_file:
+                self.write_file(content, local)
+            else:
+                self.write_directory(content, local)
+        elif is_file and os.path.exists(local) and not self.is_same(content, local):
+            say("'%s' stays as it is, but is not the new result that '%s.CHECKSUM' names"
+                % (local, local))
+        if is_file:
+            remove_file(local + ".INDEX")
+        else:
+            self.store.put(index)           # so that the directory can be an input of another command
+            _write_aside(local + ".INDEX", io.BytesIO(index))
+        _write_aside(local + ".CHECKSUM", io.BytesIO(checksum.encode("ascii") + b"\n"))
+
+    def write_file(self, checksum: Checksum, path: str) -> None:
+        """Make ``path`` a file with this content, unless it is one."""
+        path = os.path.realpath(path)       # a link stays a link, as with '>'
+        if os.path.isdir(path):
+            raise SeamlessError("the result '%s' is a file, but a directory of that name is here; remove it, or give "
+                                "the result another name with --capture SRC:DST" % path)
+        if not self.is_same(checksum, path):
+            with self.open(checksum) as file:
+                _write_aside(path, file)
+
+    def write_directory(self, index: _t.Mapping[str, Checksum], path: str) -> None:
+        """Make ``path`` a directory with these files.  Other files in an existing directory stay."""
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise SeamlessError("the result '%s' is a directory, but a file of that name is here; remove it, or give "
+                                "the result another name with --capture SRC:DST" % path)
+        if os.path.isdir(path):
+            for name, checksum in index.items():
+                os.makedirs(os.path.dirname(os.path.join(path, name)), exist_ok=True)
+                self.write_file(checksum, os.path.join(path, name))
+            return
+        aside = _aside(path)
+        try:
+            os.mkdir(aside)
+            for name, checksum in index.items():
+                os.makedirs(os.path.dirname(os.path.join(aside, name)), exist_ok=True)
+                with self.open(checksum) as source, open(os.path.join(aside, name), "wb") as file:
+                    _copy(source, file)
+            os.rename(aside, path)
+        except BaseException:
+            import shutil               # not needed as long as all goes well
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def write_special(self, content, path: str) -> None:
+        """A pipe or a device is written to, not replaced."""
+        if not isinstance(content, str):
+            raise SeamlessError("the result is a directory and cannot be written to '%s'" % path)
+        with self.open(content) as source, open(path, "wb") as file:
+            _copy(source, file)
+
+    def is_same(self, checksum: Checksum, path: str) -> bool:
+        """True if the file ``path`` has this content already."""
+        try:
+            return os.path.getsize(path) == self.store.length(checksum) and Checksum.of_file(path) == checksum
+        except FileNotFoundError:
+            return False
+
+
+def check_appended(targets: _t.Sequence[Target], cwd: str) -> None:
+    """Refuse to replace a file that the command was meant to append to, unless it is an earlier result.
+
+    The command runs without the old file, so ``>>`` begins an empty one.  Raises ``SeamlessError``.
+    """
+    for target in targets:
+        local = _local_path(target, cwd)
+        if target.append and os.path.isfile(local) and os.path.getsize(local):
+            checksum = _sidecar(local)
+            if checksum is None or Checksum.of_file(local) != checksum:
+                raise SeamlessError("'>> %s' would replace what is in that file, since the command begins with an "
+                                    "empty one; write to another file and append that yourself" % target.local)
+
+
+@contextlib.contextmanager
+def announced(targets: _t.Sequence[Target], cwd: str, checksum: Checksum):
+    """While the ``with`` block runs, ``LOCAL.FUTURE`` files tell other commands to wait for the results."""
+    markers = {_local_path(target, cwd) + ".FUTURE": ("%s.%s\n" % (checksum, target.server)).encode("utf-8")
+               for target in targets if not _is_special(_local_path(target, cwd))}
+    ended = threading.Event()
+
+    def touch():
+        while not ended.wait(TOUCH_S):
+            for marker in markers:
+                with contextlib.suppress(OSError):      # somebody has removed it, and may
+                    os.utime(marker)
+    thread = threading.Thread(target=touch, daemon=True)
+    try:
+        for marker, text in markers.items():
+            try:
+                os.makedirs(os.path.dirname(marker), exist_ok=True)
+                _write_aside(marker, io.BytesIO(text))
+            except OSError as exc:
+                raise SeamlessError("the result '%s' could not be written: %s" % (marker[:-7], exc.strerror)) from exc
+        if markers:
+            thread.start()
+        yield
+    finally:
+        ended.set()
+        if thread.ident is not None:
+            thread.join()
+        for marker in markers:
+            remove_file(marker)
+
+
+def _local_path(target: Target, cwd: str) -> str:
+    return os.path.join(cwd, os.path.normpath(target.local))
+
+
+def _sidecar(local: str) -> _t.Optional[Checksum]:
+    try:
+        return read_checksum_file(local + ".CHECKSUM")
+    except (OSError, SeamlessError):
+        return None                         # none, or not one of ours
+
+
+def _is_special(path: str) -> bool:
+    """True for a pipe or device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _aside(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, ".%s-%s" % (name[:40], os.urandom(4).hex()))
+
+
+def _copy(source: _t.BinaryIO, file: _t.BinaryIO) -> None:
+    for piece in iter(lambda: source.read(CHUNK), b""):
+        file.write(piece)
+
+
+def _write_aside(path: str, source: _t.BinaryIO) -> None:
+    """Replace the file ``path`` by the content of ``source``; it keeps its permissions."""
+    aside = _aside(path)
+    try:
+        with open(aside, "xb") as file:
+            _copy(source, file)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(aside, stat.S_IMODE(os.stat(path).st_mode))
+        os.replace(aside, path)
+    except BaseException:
+        remove_file(aside)
+        raise
