@@ -23,7 +23,7 @@ def imports(path):
                 foreign.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
             foreign.update(alias.name.split(".")[0] for alias in node.names)
-    return own, foreign
+    return {name for name in own if (PACKAGE / (name + ".py")).exists()}, foreign
 
 
 GRAPH = {path.stem: imports(path) for path in sorted(PACKAGE.glob("*.py"))}
