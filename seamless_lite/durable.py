@@ -1,0 +1,66 @@
+"""Folders and names that survive a crash: what the stores share about files."""
+import errno
+import os
+
+FOLDER_MODE, PRIVATE_FOLDER_MODE = 0o3775, 0o700
+MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+def make_folders(directory: str) -> None:
+    """Make ``directory`` and its missing parents, durably.
+
+    They are private (0700), unless they are made in a folder that is meant for a group (writable for it, and
+    set-group-id): then they get the same mode as the folders inside a store, 03775.
+    """
+    missing = []
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    shared = missing and os.stat(directory).st_mode & 0o2020 == 0o2020
+    for folder in reversed(missing):
+        if make_folder(folder, FOLDER_MODE if shared else PRIVATE_FOLDER_MODE):
+            sync_folder(os.path.dirname(folder))
+
+
+def make_folder(path: str, mode: int) -> bool:
+    """Make one folder; False if it was there."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return False
+    set_mode(path, mode)        # mkdir's own mode is cut by the umask
+    return True
+
+
+def set_mode(path, mode: int) -> None:
+    """chmod of a path or descriptor of our own, where the file system has modes at all."""
+    try:
+        os.chmod(path, mode)
+    except PermissionError:
+        pass                    # it is ours, so this is a file system that has no modes (some network shares)
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in the folder ``path`` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:       # some network shares do not sync folders
+            raise
+    finally:
+        os.close(fd)
+
+
+def sync_and_close(file) -> None:
+    """Make the content of a written file durable."""
+    os.fsync(file.fileno())
+    file.close()
+
+
+def remove_file(path: str) -> None:
+    """Remove ``path`` if it is there."""
+    try:
+        os.unlink(path)
+    except MISSING:
+        pass

@@ -1,0 +1,439 @@
+"""The hashserver: buffers over HTTP, from and into a ``Folder``; its client; the program.
+
+Every request is that of Seamless 1.x (compat/http.md section 1), except two of our own for many small buffers:
+
+    POST /get  {"checksums": [...]}   -> frames of those that are there; a frame without content says "ask singly"
+    POST /put  frames                 -> {"stored": n}, all durable
+
+A frame is ``<checksum> <length>`` and a newline, then the content; without content the length is ``-``.
+
+Nothing larger than such a batch is held in memory.  An upload is hashed while it is written to a temporary
+file.  A download is verified before its first byte, by reading the file once more, when this process serves
+that file for the first time; so a damaged buffer is an error, and never a download that breaks off.
+"""
+import argparse
+import os
+import re
+import sys
+import threading
+import time
+import typing as _t
+
+from .checksum import Checksum
+from .compressed import ENCODINGS, expand, hash_pieces, identify
+from .errors import CacheMissError, ConfigurationError, CorruptBufferError, SeamlessError, ServiceError
+from .folder import Folder, log
+from .httpbase import Service, run_service, service_arguments
+from .httpclient import HttpClient
+from .httpmessage import HttpError, Reply, Request
+
+PROMISE_S = 600.0
+POLL_S = 0.5                # somebody else may write to the folder too, and says nothing
+BATCH_BYTES = 8 << 20       # content of one batch; with its copies and the interpreter that stays below 64 MB
+BATCH_BUFFERS = 1000
+SINGLE_BYTES = 1 << 20      # larger buffers travel alone
+_SUFFIXES = {coding: suffix for suffix, coding in ENCODINGS.items()}
+_FRAME = re.compile(rb"([0-9a-f]{64}) (-|[0-9]{1,9})\n")
+
+
+class HashService(Service):
+    """Serves the buffers of ``folder``."""
+    name = "hashserver"
+
+    def __init__(self, folder: Folder):
+        super().__init__()
+        self.folder = folder
+        self._changed = threading.Condition()
+        self._uploads: _t.Set[Checksum] = set()
+        self._promises: _t.Dict[Checksum, float] = {}       # -> when it expires, the oldest first
+        buffer = re.compile("/([0-9a-fA-F]{64})")
+        self.routes = [
+            ("GET", buffer, self.get), ("PUT", buffer, self.put),
+            ("GET", re.compile("/has"), self.has), ("GET", re.compile("/has-now"), self.has_now),
+            ("GET", re.compile("/buffer-length"), self.buffer_length),
+            ("POST", re.compile("/get"), self.get_batch), ("POST", re.compile("/put"), self.put_batch)]
+        if folder.writable:
+            self.routes.append(("PUT", re.compile("/promise/([0-9a-fA-F]{64})"), self.promise))
+
+    def info(self) -> dict:
+        """The folder, and whether it is served for writing."""
+        return {"directory": self.folder.directory, "writable": self.folder.writable}
+
+    # ---- one buffer
+
+    def get(self, request: Request, name: str) -> Reply:
+        """GET /<checksum>; waits while the buffer is being uploaded, or is promised."""
+        checksum = Checksum(name)
+        self._await(lambda: self.folder.has([checksum])[0] or not self._is_expected(checksum))
+        there = self.folder.has([checksum])[0]
+        headers = {"Access-Control-Allow-Origin": "*", "ETag": '"%s"' % checksum,
+                   "Content-Disposition": 'attachment; filename="%s"' % checksum}
+        wanted = _preferred(request.headers.get("accept-encoding"), self.folder.forms(checksum))
+        try:
+            if wanted and "range" not in request.headers:
+                return self._compressed(checksum, wanted, headers)
+            file = self.folder.open(checksum)
+        except CacheMissError:              # zstd, and nothing here can read it: perhaps the client can
+            return self._compressed(checksum, ".zst", headers)
+        if file is None and there:
+            raise HttpError(400, "", {"message": "File corruption: the stored bytes do not hash to %s" % checksum})
+        if file is None:
+            raise HttpError(404, "", "Not found")
+        headers["Last-Modified"] = _http_date(os.fstat(file.fileno()).st_mtime)
+        return _ranged(file, request.headers.get("range"), headers, checksum)
+
+    def put(self, request: Request, name: str) -> Reply:
+        """PUT /<checksum>; plain, or compressed as ``Content-Encoding`` says."""
+        self._check_writable()
+        checksum = Checksum(name)
+        suffix = _SUFFIXES.get(request.headers.get("content-encoding", "").strip().lower(), "")
+        with self._changed:
+            mine = checksum not in self._uploads
+            if mine:
+                self._uploads.add(checksum)
+        if not mine:
+            return _unread(request, 202)
+        try:
+            is_new = self.folder.put_stream(checksum, request.stream(), suffix)
+            with self._changed:
+                self._promises.pop(checksum, None)
+        except CorruptBufferError:
+            raise HttpError(400, "", "Invalid compressed payload" if suffix else "Incorrect checksum") from None
+        finally:
+            with self._changed:
+                self._uploads.discard(checksum)
+                self._changed.notify_all()
+        return Reply("OK") if is_new else _unread(request, 201)
+
+    def promise(self, request: Request, name: str) -> Reply:
+        """PUT /promise/<checksum>: somebody will upload it soon."""
+        checksum, now = Checksum(name), time.monotonic()
+        with self._changed:
+            self._promises.pop(checksum, None)
+            self._promises[checksum] = now + PROMISE_S
+            while True:                                     # forget what has expired
+                oldest = next(iter(self._promises))
+                if self._promises[oldest] > now:
+                    break
+                del self._promises[oldest]
+        return Reply({"checksum": checksum, "expires_in": PROMISE_S}, 202)
+
+    # ---- many buffers
+
+    def has(self, request: Request) -> list:
+        """GET /has: stored, being uploaded, or promised."""
+        checksums = _checksums(request.json())
+        return [there or self._is_expected(checksum) for checksum, there in zip(checksums, self.folder.has(checksums))]
+
+    def has_now(self, request: Request) -> list:
+        """GET /has-now: stored, or being uploaded."""
+        checksums = _checksums(request.json())
+        return [there or checksum in self._uploads for checksum, there in zip(checksums, self.folder.has(checksums))]
+
+    def buffer_length(self, request: Request) -> list:
+        """GET /buffer-length: the length, 0 if unknown, true if promised."""
+        checksums = _checksums(request.json())
+        self._await(lambda: self._uploads.isdisjoint(checksums))
+        lengths = [self.folder.length(checksum) for checksum in checksums]
+        return [self._is_expected(checksum) if length is None and self._is_expected(checksum) else length or 0
+                for checksum, length in zip(checksums, lengths)]
+
+    def get_batch(self, request: Request) -> bytes:
+        """POST /get."""
+        query = request.json()
+        frames, left = [], BATCH_BYTES
+        for checksum in dict.fromkeys(_checksums(query.get("checksums") if isinstance(query, dict) else query)):
+            length = self.folder.length(checksum)
+            data = self.folder.get(checksum) if length is not None and length <= min(left, SINGLE_BYTES) else None
+            if data is not None:
+                frames.append(frame(checksum, data))
+                left -= len(data)
+            elif self.folder.has([checksum])[0]:
+                frames.append(b"%s -\n" % checksum.encode("ascii"))
+        return b"".join(frames)
+
+    def put_batch(self, request: Request) -> dict:
+        """POST /put."""
+        self._check_writable()
+        buffers = dict(unframe(request.read(2 * BATCH_BYTES)))
+        for checksum, data in buffers.items():
+            if data is None or Checksum.of(data) != checksum:
+                raise HttpError(400, "what was sent as %s does not hash to it" % checksum)
+        self.folder.put_many(data for data in buffers.values() if data is not None)
+        with self._changed:
+            for checksum in buffers:
+                self._promises.pop(checksum, None)
+            self._changed.notify_all()
+        return {"stored": len(buffers)}
+
+    # ---- the parts
+
+    def _check_writable(self) -> None:
+        if not self.folder.writable:
+            raise HttpError(405, "", {"detail": "Method Not Allowed"})
+
+    def _is_expected(self, checksum) -> bool:
+        return checksum in self._uploads or self._promises.get(checksum, 0) > time.monotonic()
+
+    def _await(self, ready: _t.Callable[[], bool]) -> None:
+        """Return when ``ready()``; promises expire and uploads end, so that it is some time."""
+        with self._changed:
+            while not ready() and not self.stopping.is_set():
+                self._changed.wait(POLL_S)
+
+    def _compressed(self, checksum, suffix, headers) -> Reply:
+        """The stored form as it is; the client verifies what it makes of it."""
+        file = open(self.folder.forms(checksum)[suffix], "rb")
+        return Reply(file, headers={**headers, "Content-Encoding": ENCODINGS[suffix]})
+
+
+def _unread(request: Request, status: int) -> Reply:
+    """An answer that does not depend on the body, which is read nevertheless: clients get confused otherwise."""
+    for _ in request.stream():
+        pass
+    return Reply(None, status)
+
+
+def _checksums(value) -> _t.List[Checksum]:
+    try:
+        if not isinstance(value, list):
+            raise ConfigurationError("not a list")
+        return [Checksum(item) for item in value]
+    except SeamlessError as exc:
+        raise HttpError(400, "", {"message": "Invalid data", "exception": {
+            "type": "value_error", "loc": ["body"], "msg": str(exc), "input": str(value)[:200]}}) from None
+
+
+def _preferred(accepted: _t.Optional[str], forms: _t.Mapping[str, str]) -> str:
+    """The suffix of the stored form to send; "" for the plain content, which every client understands."""
+    best, best_quality = "", 0.0
+    for item in (accepted or "").lower().split(","):
+        coding, _, parameter = item.partition(";")
+        suffix = _SUFFIXES.get(coding.strip(), "" if coding.strip() == "identity" else None)
+        try:
+            quality = float(parameter.partition("=")[2]) if parameter else 1.0
+        except ValueError:
+            continue
+        if suffix is not None and quality > best_quality and (suffix in forms or not suffix):
+            best, best_quality = suffix, quality
+    return best
+
+
+def _ranged(file, wanted: _t.Optional[str], headers, checksum) -> Reply:
+    """The whole file, or the one range of bytes that is asked for."""
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (wanted or "").replace(" ", ""))
+    headers["Accept-Ranges"] = "bytes"
+    if not match or not (match[1] or match[2]):
+        return Reply(file, headers=headers, digest=checksum)
+    size = file.seek(0, os.SEEK_END)
+    first = int(match[1]) if match[1] else max(0, size - int(match[2]))
+    last = min(int(match[2]), size - 1) if match[1] and match[2] else size - 1
+    if first > last:
+        file.close()
+        raise HttpError(416, "", "Range not satisfiable", {"Content-Range": "bytes */%d" % size})
+    file.seek(first)
+    return Reply(file, 206, {**headers, "Content-Range": "bytes %d-%d/%d" % (first, last, size)}, length=last - first + 1)
+
+
+def _http_date(seconds: float) -> str:
+    now = time.gmtime(seconds)
+    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (
+        "Mon Tue Wed Thu Fri Sat Sun".split()[now.tm_wday], now.tm_mday,
+        "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()[now.tm_mon - 1], *(now.tm_year,) + now[3:6])
+
+
+def frame(checksum: str, data: bytes) -> bytes:
+    """One buffer of a batch."""
+    return b"%s %d\n%s" % (checksum.encode("ascii"), len(data), data)
+
+
+def unframe(body: bytes) -> _t.Iterator[_t.Tuple[Checksum, _t.Optional[bytes]]]:
+    """The buffers of a batch; None for a frame without content.  Raises ``SeamlessError``."""
+    position = 0
+    while position < len(body):
+        head = _FRAME.match(body, position)
+        end = head.end() + (0 if head[2] == b"-" else int(head[2])) if head else 0
+        if not head or end > len(body):
+            raise SeamlessError("a batch of buffers is not well formed at byte %d" % position)
+        yield Checksum(head[1].decode("ascii")), None if head[2] == b"-" else body[head.end():end]
+        position = end
+
+
+class HashserverClient:
+    """The buffers of the hashserver at ``address``; the methods are those of ``folder.MemoryBuffers``.
+
+    Works with a hashserver of Seamless 1.x too.  Raises ``ServiceError`` and its kin.
+    """
+
+    def __init__(self, address: str, secret: _t.Optional[bytes] = None):
+        self.address = address
+        self._http = HttpClient(address, secret)
+
+    def get(self, checksum) -> _t.Optional[bytes]:
+        """As ``MemoryBuffers.get``."""
+        checksum = Checksum(checksum)
+        answer = self._http.request("GET", "/" + checksum)
+        if not self._is_there(answer, checksum):
+            return None
+        if Checksum.of(answer.body) != checksum:
+            raise CorruptBufferError("%s sent something else as %s: its file or the connection is damaged" % (self.address, checksum))
+        return answer.body
+
+    def get_many(self, checksums: _t.Iterable) -> _t.Dict[Checksum, bytes]:
+        """As ``MemoryBuffers.get_many``: many small ones with one request."""
+        names, found = list(dict.fromkeys(map(Checksum, checksums))), {}
+        for start in range(0, len(names), BATCH_BUFFERS):
+            part = names[start:start + BATCH_BUFFERS]
+            answer = self._http.request("POST", "/get", json={"checksums": part})
+            if answer.status in (404, 405):             # Seamless 1.x
+                singly = part
+            else:
+                batch = dict(unframe(answer.expect(200).body))
+                singly = [name for name, data in batch.items() if data is None]
+                found.update((name, data) for name, data in batch.items() if data is not None and Checksum.of(data) == name)
+            for name in singly:
+                data = self.get(name)
+                if data is not None:
+                    found[name] = data
+        return found
+
+    def put(self, data: bytes) -> Checksum:
+        """As ``MemoryBuffers.put``."""
+        checksum = Checksum.of(data)
+        if len(data) <= SINGLE_BYTES or not self.length(checksum):
+            self._upload(checksum, body=data)
+        return checksum
+
+    def put_many(self, datas: _t.Iterable[bytes]) -> _t.List[Checksum]:
+        """As ``MemoryBuffers.put_many``: small ones together, large ones alone."""
+        checksums, batch, size = [], [], 0
+        for data in datas:
+            if len(data) > SINGLE_BYTES:
+                checksums.append(self.put(data))
+                continue
+            if size + len(data) > BATCH_BYTES or len(batch) == BATCH_BUFFERS:
+                self._put_batch(batch)
+                batch, size = [], 0
+            checksums.append(Checksum.of(data))
+            batch.append((checksums[-1], data))
+            size += len(data)
+        self._put_batch(batch)
+        return checksums
+
+    def put_file(self, path, checksum=None, move: bool = False) -> Checksum:
+        """As ``MemoryBuffers.put_file``; never moves."""
+        checksum, suffix = identify(path, checksum)
+        if self.length(checksum):
+            return checksum
+        if not suffix:
+            self._upload(checksum, file=path)
+            return checksum
+        file = expand(path, suffix, checksum)
+        if file is None:
+            raise CorruptBufferError("the file %s changed while it was read" % path)
+        with file:
+            self._upload(checksum, file=file)
+        return checksum
+
+    def has(self, checksums: _t.Iterable) -> _t.List[bool]:
+        """As ``MemoryBuffers.has``."""
+        names, found = list(map(Checksum, checksums)), []
+        for start in range(0, len(names), 10000):
+            part = names[start:start + 10000]
+            found += self._list("/has-now", part)
+        return found
+
+    def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
+        """As ``MemoryBuffers.open``: downloaded into a nameless temporary file."""
+        import tempfile         # only downloads need it
+        checksum, file = Checksum(checksum), tempfile.TemporaryFile()
+        try:
+            if self._is_there(self._http.request("GET", "/" + checksum, into=file), checksum):
+                file.seek(0)
+                if hash_pieces(iter(lambda: file.read(SINGLE_BYTES), b"")) != checksum:
+                    raise CorruptBufferError("%s sent something else as %s: its file or the connection is damaged"
+                                             % (self.address, checksum))
+                file.seek(0)
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return None
+
+    def path(self, checksum) -> None:
+        """None: there is no file."""
+        return None
+
+    def length(self, checksum) -> _t.Optional[int]:
+        """As ``MemoryBuffers.length``; waits for an upload that is under way."""
+        [length] = self._list("/buffer-length", [Checksum(checksum)])
+        if length is True:
+            return None         # only promised
+        return length or (0 if checksum == Checksum.of(b"") and self.has([checksum])[0] else None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _is_there(self, answer, checksum) -> bool:
+        if answer.status == 400 and b"File corruption" in answer.body:
+            log().warning("%s has a damaged buffer %s; it is ignored", self.address, checksum)
+            return False
+        return answer.expect(200, 404).status == 200
+
+    def _list(self, target: str, checksums: _t.List[Checksum]) -> list:
+        found = self._http.request("GET", target, json=checksums).expect(200).json()
+        if not isinstance(found, list) or len(found) != len(checksums):
+            raise ServiceError("%s answered %s with something else than a list: it is not a hashserver" % (self.address, target))
+        return found
+
+    def _upload(self, checksum: Checksum, **body) -> None:
+        for _ in range(3):
+            answer = self._http.request("PUT", "/" + checksum, digest=checksum, **body)
+            if answer.status == 405:
+                raise SeamlessError("%s serves its buffers for reading only: start it with --writable" % self.address)
+            if answer.status == 400 and answer.body == b"Incorrect checksum":
+                raise CorruptBufferError("what was sent to %s does not hash to %s: it changed meanwhile" % (self.address, checksum))
+            if answer.expect(200, 201, 202).status != 202 or self.length(checksum) is not None:
+                return
+        raise ServiceError("%s says again and again that somebody else is sending %s" % (self.address, checksum))
+
+    def _put_batch(self, batch: _t.List[_t.Tuple[Checksum, bytes]]) -> None:
+        if len(batch) > 1:
+            answer = self._http.request("POST", "/put", body=b"".join(frame(*item) for item in batch))
+            if answer.status not in (404, 405):
+                answer.expect(200)
+                return
+        for checksum, data in batch:    # a single one, Seamless 1.x, or a server for reading only, which will say so
+            self._upload(checksum, body=data)
+
+
+def make_service(args) -> HashService:
+    """The service that the command line asks for."""
+    if not args.writable and not os.path.isdir(args.directory):
+        raise ConfigurationError("the buffer folder %s does not exist: make it, or start with --writable" % args.directory)
+    folder = Folder(args.directory, args.writable, args.layout, [extra for extra in args.extra_dirs.split(";") if extra],
+                    args.lock_timeout)
+    if args.writable:
+        folder.prepare()
+        threading.Thread(target=folder.remove_stale, daemon=True).start()
+    return HashService(folder)
+
+
+def main(argv: _t.Optional[_t.List[str]] = None) -> int:
+    """The program ``seamless-hashserver``; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="seamless-hashserver", description="Serve a folder of buffers, named by their SHA-256, over HTTP.")
+    parser.add_argument("directory", metavar="DIRECTORY", help="the folder of the buffers")
+    parser.add_argument("--writable", action="store_true", help="accept uploads too")
+    parser.add_argument("--layout", choices=("prefix", "flat"), help="how files lie in a new folder (default: prefix)")
+    parser.add_argument("--extra-dirs", metavar='"D1;D2"', default=os.environ.get("HASHSERVER_EXTRA_DIRS", ""),
+                        help="more folders to read from")
+    parser.add_argument("--lock-timeout", type=float, default=120.0, metavar="SECONDS", help="ignore lock files older than this (default: 120)")
+    parser.add_argument("--hash-algorithm", choices=("sha-256",), default="sha-256", help="there is only one")
+    service_arguments(parser)
+    return run_service(make_service, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

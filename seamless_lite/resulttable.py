@@ -1,0 +1,366 @@
+"""Result stores without HTTP: ``ResultTable`` (the SQLite file ``seamless.db`` of Seamless 1.x) and ``MemoryResults``.
+
+A result row says which buffer a transformation yields.  Both stores, and ``database.DatabaseClient``, have
+the same methods; ``MemoryResults`` documents them.
+
+Threads share one connection behind one lock.  Writes queue up in front of that lock, and whoever gets it
+commits everything that is queued: concurrent writers share one commit, and each returns after it.
+Several processes may use the file at the same time; a fork waits for the commit that is under way.
+"""
+import collections
+import json
+import os
+import sqlite3
+import threading
+import time
+import typing as _t
+import weakref
+
+from .checksum import Checksum
+from .durable import MISSING, make_folders
+from .errors import DeadlineError, SeamlessError
+
+BUSY_S = 30.0
+GROUP = 1000        # writes that share one commit at most
+GAP_S = 0.0005      # at least so long after a commit other processes can begin theirs
+SCHEMA = '''
+CREATE TABLE IF NOT EXISTS "transformation" ("checksum" CHAR(64) NOT NULL PRIMARY KEY, "result" CHAR(64) NOT NULL);
+CREATE TABLE IF NOT EXISTS "rev_transformation" ("id" INTEGER NOT NULL PRIMARY KEY, "result" CHAR(64) NOT NULL, "checksum" CHAR(64) NOT NULL);
+CREATE TABLE IF NOT EXISTS "meta_data" ("checksum" CHAR(64) NOT NULL PRIMARY KEY, "result" CHAR(64) NOT NULL, "metadata" TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS "irreproducible_transformation" ("id" INTEGER NOT NULL PRIMARY KEY, "result" CHAR(64) NOT NULL, "checksum" CHAR(64) NOT NULL, "metadata" TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS "buffer_info" ("checksum" CHAR(64) NOT NULL PRIMARY KEY, "buffer_info" TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS "syntactic_to_semantic" ("syntactic" CHAR(64) NOT NULL, "celltype" TEXT NOT NULL, "subcelltype" TEXT NOT NULL, "semantic" CHAR(64) NOT NULL, PRIMARY KEY ("syntactic", "celltype", "subcelltype", "semantic"));
+CREATE TABLE IF NOT EXISTS "expression" ("input_checksum" CHAR(64) NOT NULL, "path" VARCHAR(100) NOT NULL, "celltype" VARCHAR(20) NOT NULL, "target_celltype" VARCHAR(20) NOT NULL, "validator" CHAR(64), "validator_language" VARCHAR(20), "result" CHAR(64) NOT NULL, PRIMARY KEY ("input_checksum", "path", "celltype", "target_celltype"));
+CREATE TABLE IF NOT EXISTS "bucket_probe" ("bucket_kind" VARCHAR(20) NOT NULL, "label" TEXT NOT NULL, "bucket_checksum" CHAR(64) NOT NULL, "captured_at" TEXT NOT NULL, "freshness_tokens" TEXT NOT NULL, PRIMARY KEY ("bucket_kind", "label"));
+'''
+INDEXES = (("transformation", "result"), ("rev_transformation", "result"), ("meta_data", "result"),
+           ("irreproducible_transformation", "result"), ("irreproducible_transformation", "checksum"),
+           ("syntactic_to_semantic", "syntactic"), ("syntactic_to_semantic", "semantic"),
+           ("expression", "result"), ("bucket_probe", "bucket_checksum"))
+TABLES = frozenset(("buffer_info",) + tuple(table for table, _ in INDEXES))
+Row = _t.Tuple[str, str, _t.Optional[dict]]
+
+
+class MemoryResults:
+    """Results in the memory of this process.  Safe from several threads, as all stores are."""
+
+    def __init__(self):
+        self._results: _t.Dict[str, Checksum] = {}
+
+    def get(self, transformation) -> _t.Optional[Checksum]:
+        """The result of the transformation with this checksum; None if it is not known."""
+        return self._results.get(Checksum(transformation))
+
+    def get_many(self, transformations: _t.Iterable) -> _t.Dict[str, Checksum]:
+        """Those of the results that are known."""
+        names = [Checksum(name) for name in transformations]
+        return {name: self._results[name] for name in names if name in self._results}
+
+    def put(self, transformation, result, metadata: _t.Optional[dict] = None) -> None:
+        """Record a result, and with ``metadata`` how it was made; on disk on return.
+
+        Idempotent.  A result that differs from the one before replaces it and its metadata.
+        """
+        self.put_many([(transformation, result, metadata)])
+
+    def put_many(self, rows: _t.Iterable[Row]) -> None:
+        """Record all rows (transformation, result, metadata or None) in one commit."""
+        self._results.update({Checksum(name): Checksum(result) for name, result, _ in rows})
+
+    def forget(self, transformation) -> bool:
+        """Remove everything that is recorded about the transformation; False if nothing was."""
+        return self._results.pop(Checksum(transformation), None) is not None
+
+    def reverse(self, result) -> _t.List[str]:
+        """The transformations that have this result."""
+        wanted = Checksum(result)
+        return [name for name, found in list(self._results.items()) if found == wanted]
+
+    def close(self) -> None:
+        """Give back what is held open."""
+
+
+class _Write:
+    """One queued write: a function of the connection, and what became of it."""
+    __slots__ = ("function", "done", "value", "error")
+
+    def __init__(self, function):
+        self.function, self.done, self.value, self.error = function, False, None, None
+
+
+class ResultTable:
+    """Results in the SQLite file ``path``, which need not exist yet: the first write makes it, and its folder.
+
+    Errors are a ``SeamlessError`` of one sentence; a file that others keep locked for 30 s is a ``DeadlineError``.
+    """
+
+    def __init__(self, path, writable: bool = True):
+        self.path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        self.writable = writable
+        self._db: _t.Optional[sqlite3.Connection] = None
+        self._opened: _t.Optional[_t.Tuple[int, int]] = None    # device and inode of the open file
+        self._is_readable = self._is_complete = False           # there are tables; all tables are there
+        self._queue: "collections.deque[_Write]" = collections.deque()
+        self._lock = threading.RLock()
+        self._last_commit = 0.0
+        _tables.add(self)
+
+    # ---- the interface of all result stores
+
+    def get(self, transformation) -> _t.Optional[Checksum]:
+        """As ``MemoryResults.get``."""
+        rows = self.query('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (Checksum(transformation),))
+        return Checksum(rows[0][0]) if rows else None
+
+    def get_many(self, transformations: _t.Iterable) -> _t.Dict[str, Checksum]:
+        """As ``MemoryResults.get_many``."""
+        names, found = [Checksum(name) for name in transformations], {}
+        for start in range(0, len(names), 500):         # SQLite takes at most 999 parameters
+            part = names[start:start + 500]
+            found.update(self.query('SELECT "checksum", "result" FROM "transformation" WHERE "checksum" IN (%s)'
+                                    % ",".join("?" * len(part)), part))
+        return {Checksum(name): Checksum(result) for name, result in found.items()}
+
+    put = MemoryResults.put
+
+    def put_many(self, rows: _t.Iterable[Row]) -> None:
+        """As ``MemoryResults.put_many``."""
+        checked = [(Checksum(name), Checksum(result), metadata) for name, result, metadata in rows]
+
+        def insert(db):
+            for name, result, metadata in checked:
+                put_row(db, name, result, metadata)
+        self.write(insert)
+
+    def forget(self, transformation) -> bool:
+        """As ``MemoryResults.forget``."""
+        name = Checksum(transformation)
+        if self.get(name) is None and not self.query('SELECT 1 FROM "meta_data" WHERE "checksum" = ?', (name,)):
+            return False
+        return self.write(lambda db: forget_row(db, name))
+
+    def reverse(self, result) -> _t.List[str]:
+        """As ``MemoryResults.reverse``."""
+        rows = self.query('SELECT "checksum" FROM "transformation" WHERE "result" = ?', (Checksum(result),))
+        return [name for name, in rows]     # rev_transformation may hold stale and double rows of Seamless 1.x
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            self._disconnect()
+
+    # ---- for the database service, which keeps more than results
+
+    def query(self, sql: str, parameters=()) -> _t.List[tuple]:
+        """The rows of a SELECT; none if the file is not there."""
+        with self._lock:
+            try:
+                db = self._connect()
+                if db is None or not (self._is_readable or self._has_tables(db)):
+                    return []
+                return db.execute(sql, parameters).fetchall()
+            except (sqlite3.Error, OSError) as exc:
+                self._disconnect()
+                raise self._sentence(exc) from exc
+
+    def write(self, function: _t.Callable[[sqlite3.Connection], _t.Any]):
+        """``function(connection)`` in a transaction that others may share; returns its value after the commit.
+
+        It looks first and writes then, so that an exception of its own needs no rollback; it may be called
+        again if the commit is interrupted.
+        """
+        if not self.writable:
+            raise SeamlessError("the result table %s is open for reading only" % self.path)
+        mine = _Write(function)
+        self._queue.append(mine)
+        with self._lock:
+            while not mine.done:
+                self._commit()
+        if mine.error is not None:
+            raise mine.error
+        return mine.value
+
+    # ---- the file
+
+    def _commit(self) -> None:
+        """Run and commit what is queued.  The caller holds the lock."""
+        if time.monotonic() - self._last_commit < GAP_S:
+            time.sleep(GAP_S)
+        group = [self._queue.popleft() for _ in range(min(GROUP, len(self._queue)))]
+        try:
+            db = self._connect(create=True)
+            self._begin(db)
+            for write in group:
+                _run(write, db)
+            db.execute("COMMIT")
+        except (sqlite3.Error, OSError, SeamlessError) as exc:
+            self._disconnect()                  # which rolls back
+            error = exc if isinstance(exc, SeamlessError) else self._sentence(exc)
+            for write in group:
+                write.error, write.done = error, True
+        except BaseException:                   # Ctrl-C: the others who wait will do it again
+            self._disconnect()
+            self._queue.extendleft(reversed(group))
+            raise
+        else:
+            self._last_commit = time.monotonic()
+            for write in group:
+                write.done = True
+
+    def _connect(self, create: bool = False) -> _t.Optional[sqlite3.Connection]:
+        """The connection to the file that is at ``path`` now; None if there is none and it shall not be made."""
+        try:
+            status = os.stat(self.path)
+            found = (status.st_dev, status.st_ino)
+        except MISSING:
+            found = None
+        if self._db is not None and found != self._opened:
+            self._disconnect()                  # somebody removed or replaced the file
+        if self._db is None and (found or create):
+            if create and not found:
+                make_folders(os.path.dirname(self.path))
+            mode = "ro" if not self.writable else "rwc" if create else "rw"
+            self._db = sqlite3.connect("file:%s?mode=%s" % (_quote(self.path), mode), uri=True, timeout=BUSY_S,
+                                       isolation_level=None, check_same_thread=False)
+            # EXTRA is FULL, plus a sync of the folder when the journal is removed, which is the commit
+            self._db.execute("PRAGMA synchronous = %s" % ("EXTRA" if sqlite3.sqlite_version_info >= (3, 12) else "FULL"))
+            status = os.stat(self.path)
+            self._opened = (status.st_dev, status.st_ino)
+        if create and not self._is_complete:
+            self._complete(self._db)
+        return self._db
+
+    def _disconnect(self) -> None:
+        db, self._db, self._is_readable, self._is_complete = self._db, None, False, False
+        if db is not None:
+            db.close()
+
+    def _has_tables(self, db) -> bool:
+        """False for an empty file.  Raises ``SeamlessError`` if it is somebody else's database."""
+        names = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if names and not {"transformation", "rev_transformation", "meta_data"} <= names:
+            raise SeamlessError("%s is the database of another program: move it away, or choose another place "
+                                "for the results" % self.path)
+        self._is_readable = bool(names)
+        return self._is_readable
+
+    def _complete(self, db) -> None:
+        """Make the tables that are not there.  Several processes may do this at once."""
+        if self._is_old(db) or not self._has_tables(db) or not TABLES <= {name for name, in db.execute("SELECT name FROM sqlite_master")}:
+            self._begin(db)
+            if self._is_old(db):
+                if db.execute('SELECT 1 FROM "meta_data" LIMIT 1').fetchone():
+                    raise SeamlessError("the result table %s was made by an old version of Seamless, whose metadata "
+                                        "names no results: move it away to begin a new one" % self.path)
+                db.execute('DROP TABLE "meta_data"')
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+            for table, column in INDEXES:
+                db.execute('CREATE INDEX IF NOT EXISTS "%s_%s" ON "%s" ("%s")' % (table, column, table, column))
+            db.execute("COMMIT")
+        self._is_readable = self._is_complete = True
+
+    def _begin(self, db) -> None:
+        """Begin to write.  A read lock that only later becomes a write lock could be a deadlock.
+
+        SQLite's own way to wait has pauses of up to 0.1 s: it would miss the gaps that a busy writer leaves.
+        """
+        deadline = time.monotonic() + BUSY_S
+        db.execute("PRAGMA busy_timeout = 0")
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                break
+            except sqlite3.OperationalError as exc:
+                if "locked" not in str(exc) or time.monotonic() > deadline:
+                    raise
+            time.sleep(os.urandom(1)[0] / 255000)       # up to 1 ms, and not in step with anybody
+        db.execute("PRAGMA busy_timeout = %d" % (BUSY_S * 1000))
+
+    def _is_old(self, db) -> bool:
+        columns = [row[1] for row in db.execute('PRAGMA table_info("meta_data")')]
+        return bool(columns) and "result" not in columns
+
+    def _sentence(self, exc) -> SeamlessError:
+        text = str(exc)
+        if "locked" in text:
+            return DeadlineError("the result table %s has been locked by another process for %d s: wait until it is "
+                                 "done, or end it" % (self.path, BUSY_S))
+        if "not a database" in text or "malformed" in text or "no such table" in text or "no such column" in text:
+            return SeamlessError("the result table %s is damaged or not a result table (%s): move it away to begin a "
+                                 "new one, or put back a copy" % (self.path, text))
+        if "full" in text:
+            return SeamlessError("the result table %s cannot grow: the disk is full; free some space there" % self.path)
+        if "readonly" in text or "unable to open" in text or isinstance(exc, PermissionError):
+            return SeamlessError("the result table %s cannot be opened or written (%s): check the permissions of the "
+                                 "file and its folder" % (self.path, text))
+        return SeamlessError("the result table %s cannot be used (%s): look at the file and its disk" % (self.path, text))
+
+
+def put_row(db, name: str, result: str, metadata: _t.Optional[dict]) -> None:
+    """Insert the rows of one result.  A transformation row and its rev row come and go together."""
+    old = db.execute('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (name,)).fetchone()
+    if old is None or old[0] != result:
+        if old is not None:
+            forget_row(db, name)
+        db.execute('INSERT INTO "transformation" VALUES (?, ?)', (name, result))
+        db.execute('INSERT INTO "rev_transformation" ("result", "checksum") VALUES (?, ?)', (result, name))
+    if metadata is not None:            # the first record of a result stays
+        text = json.dumps(metadata, separators=(",", ":"))
+        db.execute('INSERT OR IGNORE INTO "meta_data" VALUES (?, ?, ?)', (name, result, text))
+
+
+def forget_row(db, name: str) -> bool:
+    """Delete the rows of one result; False if there were none."""
+    old = db.execute('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (name,)).fetchone()
+    if old is not None:                 # there is an index on result, not on checksum
+        db.execute('DELETE FROM "rev_transformation" WHERE "result" = ? AND "checksum" = ?', (old[0], name))
+        db.execute('DELETE FROM "transformation" WHERE "checksum" = ?', (name,))
+    removed = db.execute('DELETE FROM "meta_data" WHERE "checksum" = ?', (name,)).rowcount
+    return old is not None or removed > 0
+
+
+def _run(write: _Write, db) -> None:
+    try:
+        write.value, write.error = write.function(db), None
+    except sqlite3.Error:
+        raise
+    except Exception as exc:            # its own affair: the others in the group are committed
+        write.error = exc
+
+
+def _quote(path: str) -> str:
+    """``path`` in an SQLite URI (``urllib`` is slow to import)."""
+    safe = b"/._-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return "".join(chr(byte) if byte in safe else "%%%02x" % byte for byte in os.fsencode(path))
+
+
+# ---- forks: a child must not inherit a held lock or a transaction, nor use its parent's connection
+
+_tables: "weakref.WeakSet[ResultTable]" = weakref.WeakSet()
+_forking = threading.RLock()
+_held: _t.List[ResultTable] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    _held[:] = _tables
+    for table in _held:
+        table._lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for table in _held:
+        table._lock.release()
+    _held.clear()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    for table in _held:
+        table._queue.clear()            # the parent's threads write what is queued
+        table._disconnect()             # no transaction is open, so this only closes the file
+    _after_fork_in_parent()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
