@@ -43,6 +43,7 @@ class Lab:
         self.work.mkdir()
         (self.folder / "home/.seamless").mkdir(parents=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SEAMLESS_")}
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)       # a user's Python keeps its compiled files
         self.env.update(HOME=str(self.folder / "home"), PYTHONPATH=str(ROOT))
         if cluster:
             (self.folder / "home/.seamless/clusters.yaml").write_text(
@@ -90,6 +91,7 @@ def show(name, value, unit, goal, against=""):
 
 def bench_startup():
     env = dict(os.environ, PYTHONPATH=str(ROOT))
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def python(code):
         return lambda: subprocess.run([sys.executable, "-c", code], env=env, check=True)
@@ -252,8 +254,8 @@ def family(pids):
 
 def bench_memory():
     with Lab(cluster=True) as lab:
-        (lab.work / "a.txt").write_text("one\n")
-        lab.run("cat", "a.txt")
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda n: lab.run("-c", "sleep 1; echo %d" % n), range(2)))
         pids = family(lab.records())
         for field, name in (("VmRSS", "RSS"), ("Pss", "PSS")):
             show("idle memory, three services and 2 workers, %s" % name,

@@ -11,7 +11,6 @@ exceptions, harmless because bash itself reads the command in the end: extended 
 be two groups may have a line end in any place.  Empty commands, NUL characters and more than ``MAX_DEPTH``
 nested constructs are refused although bash would take them.
 """
-import dataclasses
 import re
 import typing as _t
 
@@ -19,8 +18,7 @@ from .bashwords import ASSIGNMENT, EMPTY_PARENTHESES, NAME, Scanner, Word, place
 from .errors import UsageError
 
 
-@dataclasses.dataclass(frozen=True)
-class Redirect:
+class Redirect(_t.NamedTuple):
     """``op`` is one of ``> >> >| >& &> &>> < <& <> << <<- <<<``; ``fd`` the number before it, if any.
 
     For a here-document the target is its delimiter.
@@ -39,8 +37,7 @@ class Redirect:
         return self.op in (">", ">>", ">|", ">&", "&>", "&>>") and self.fd != 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
+class Command(_t.NamedTuple):
     """A simple command.  ``words`` has no assignments in it; ``words_before_redirect`` counts the words
     in front of the first redirection; commands with the same ``pipeline`` are joined by ``|``."""
     words: _t.Tuple[Word, ...]
@@ -52,8 +49,7 @@ class Command:
     words_before_redirect: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Parsed:
+class Parsed(_t.NamedTuple):
     """The simple commands of a text.
 
     ``last`` is the index of the last simple command of the last list element (None if that has none);

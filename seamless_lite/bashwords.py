@@ -4,7 +4,6 @@
 again, so the parser of commands (bashparse) extends this class.  The inside of backquotes is only looked at
 by bash when it runs, and so is arithmetic.
 """
-import dataclasses
 import re
 import typing as _t
 
@@ -32,8 +31,7 @@ _ANSI_ESCAPE = re.compile(
 _ANSI_LETTERS = dict(zip("abeEfnrtv\\'\"?", "\a\b\x1b\x1b\f\n\r\t\v\\'\"?"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Word:
+class Word(_t.NamedTuple):
     """``text`` is without quotes; an expansion stays in it as written, and then ``literal`` is False.
 
     ``quoted``: some of it was quoted or escaped; ``glob``: it has an unquoted ``*``, ``?``, ``[...]`` or

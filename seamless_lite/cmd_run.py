@@ -6,7 +6,6 @@ A hit opens the local store and nothing else.  After a job that really ran, inpu
 take back the record of its result.
 """
 import contextlib
-import dataclasses
 import os
 import sys
 import typing as _t
@@ -96,7 +95,7 @@ class _Run:
 
     def command_options(self) -> command.Options:
         arguments = self.arguments
-        fields = {field.name for field in dataclasses.fields(command.Options)} & set(vars(arguments))
+        fields = set(command.Options._fields) & set(vars(arguments))
         return command.Options(cwd=self.cwd, check_suffixed=not arguments.g1, check_bare=not arguments.g2,
                                search_path=os.environ.get("PATH", os.defpath),
                                **{name: getattr(arguments, name) for name in fields})

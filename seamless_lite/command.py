@@ -7,7 +7,6 @@ The rules are those of Seamless 1.x (compat/bash.md sections 1 to 5), so that a 
 identity here and there.  Commands that Seamless corrupts are done right instead: ``< file``, absolute
 targets, file names that need quoting, ``--primary``.
 """
-import dataclasses
 import os
 import re
 import typing as _t
@@ -28,8 +27,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SPECIAL = re.compile(r"""[\s"'`$\\;&|<>()*?\[\]]|^[~#]|\{[^}]*(,|\.\.)""")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(_t.NamedTuple):
     """What the options of ``seamless-run`` say about the command.  Paths are relative to ``cwd``.
 
     ``workdir``: the root of pin names (default ``cwd``); ``mapping``: "literal", "strip" or "extension";
@@ -51,16 +49,14 @@ class Options:
     search_path: str = "/usr/bin:/bin"
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(_t.NamedTuple):
     """A result: its name where the command runs, and where it goes here.  ``append``: it was opened with ``>>``."""
     server: str
     local: str
     append: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(_t.NamedTuple):
     """All that is needed to run the command.  ``code`` is the script whose checksum is the pin ``code``."""
     text: str
     code: str

@@ -12,6 +12,7 @@ import sys
 import threading
 import typing as _t
 
+from .cpus import usable_cpus
 from .errors import ConfigurationError
 from .session import Session
 
@@ -116,7 +117,6 @@ def spawn(num_workers: _t.Optional[int] = None) -> None:
 
     They end with the program.  Raises ``ConfigurationError`` if they were spawned before.
     """
-    from .pool import usable_cpus
     if num_workers is not None and (isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1):
         raise ConfigurationError("spawn takes a number of workers of 1 or more, not %r" % (num_workers,))
     with _state.lock:
@@ -159,6 +159,7 @@ def session() -> Session:
         return _state.session
     with _state.lock:
         if _state.session.nested is not context:
+            _state.session.close()              # that of the job which this process ran before
             _state.session = Session(nested=context)
         return _state.session
 

@@ -240,7 +240,7 @@ def _reap():
 class Start:
     """The start of one service: ``begin``, then ``poll`` until it is not None, or ``abandon``.
 
-    ``request``: name, service, argv (of the program), args (of the service), env (added to ours), secret
+    ``request``: name, service, argv (of the program), args (of the service), env (added to ours), unset (taken from it), secret
     (hex, "" for none), idle_timeout_s, network_interface, port_range or None, and record (fields for the record).
     With ``private`` the service ends when this process, or whoever holds ``child.stdin``, does.
     """
@@ -266,13 +266,16 @@ class Start:
             argv += ["--socket", record["socket"]]
         argv += ["--timeout", "%g" % request["idle_timeout_s"], "--secret-stdin"] + ([] if request["secret"] else ["--auth", "none"])
         argv += (["--exit-with-stdin"] if self.private else []) + request["args"]
+        environment = dict(os.environ, **request["env"])
+        for name in request["unset"]:
+            environment.pop(name, None)
         _reap()
         self._end = time.monotonic() + START_S
         with open(self._new_log(), "ab") as log:
             self.offset = log.tell()
             try:
                 self.child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
-                                              env=dict(os.environ, **request["env"]), start_new_session=True)
+                                              env=environment, start_new_session=True)
             except OSError as exc:
                 raise HostError("%s cannot be run: %s" % (argv[0], exc.strerror))
         record.update(name=self.name, command=argv, uid=os.geteuid(), node=os.uname().nodename, pid=self.child.pid,

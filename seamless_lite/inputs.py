@@ -10,7 +10,6 @@ need not be there at all), hashes files and directories, and remembers
 
 A file that is written to while it is being read is read again; one that never comes to rest is refused.
 """
-import dataclasses
 import hashlib
 import os
 import stat
@@ -29,8 +28,7 @@ READ_ATTEMPTS = 3
 SMALL = 1 << 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
+class Input(_t.NamedTuple):
     """A file or directory as it was read.  ``signature`` is None if its time stamps cannot be trusted."""
     path: str
     checksum: Checksum

@@ -20,6 +20,7 @@ import typing as _t
 from . import hostside
 from .errors import ConfigurationError, SeamlessError, ServiceError
 from .httpclient import HttpClient
+from .processes import MARK       # a service must outlive the job whose command started it
 from .signing import PROTOCOL, load_secret
 
 QUICK_S = 2.0               # a service that does not say within this who it is gets looked at more closely
@@ -138,7 +139,7 @@ def _request(spec: ServiceSpec, secret: _t.Optional[bytes]) -> dict:
                sys.prefix, sys.version, _source(), PROTOCOL, os.uname().nodename, hashlib.sha256(b"name" + (secret or b"")).hexdigest()]
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode("utf-8")).hexdigest()
     return {"name": "%s-%s" % (re.sub(r"[^A-Za-z0-9._-]", "_", spec.key)[:200], digest[:8]), "argv": argv,
-            "args": list(spec.args), "env": env, "secret": secret.hex() if secret else "", "idle_timeout_s": spec.idle_timeout_s,
+            "args": list(spec.args), "env": env, "unset": [MARK], "secret": secret.hex() if secret else "", "idle_timeout_s": spec.idle_timeout_s,
             "network_interface": spec.network_interface, "port_range": spec.port_range,
             "record": {"service": spec.service, "key": spec.key, "parameters": dict(spec.parameters), "auth": spec.auth}}
 

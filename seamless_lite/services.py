@@ -8,7 +8,7 @@ import typing as _t
 
 from . import launch
 from .jobclient import JobserverClient
-from .pool import usable_cpus
+from .cpus import usable_cpus
 
 
 def specs(settings, stores: dict) -> _t.List[launch.ServiceSpec]:

@@ -15,6 +15,7 @@ import typing as _t
 
 from . import stores as stores_module
 from .checksum import Checksum
+from .cpus import usable_cpus
 from .errors import CacheMissError, ConfigurationError, FunctionError, SeamlessError
 from .transformation import INLINE_BYTES, Job, Meta, Outcome, Recipe
 
@@ -339,7 +340,6 @@ class Session:
 
     def _executor(self, meta: Meta):
         from . import executors
-        from .pool import usable_cpus
         remote = not (meta.local or self._local_only) and (
             self.nested is not None or self.workers is not None
             or self.settings is not None and self.settings.execution != "process")
@@ -354,7 +354,6 @@ class Session:
 
     def _make_remote(self):
         from . import executors, services
-        from .pool import usable_cpus
         if self.nested is not None:
             from .jobclient import JobserverClient
             return executors.Remote(lambda again: JobserverClient(self.nested.address, self.nested.secret),

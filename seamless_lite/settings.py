@@ -32,8 +32,7 @@ _COMMANDS = {
 _WORDS = tuple(_COMMANDS) + ("inherit_from_parent", "stage")
 
 
-@dataclasses.dataclass(frozen=True)
-class RemoteClient:
+class RemoteClient(_t.NamedTuple):
     """A store that somebody else started.  ``service`` is "hashserver" (it may be only a directory) or "database"."""
     service: str
     readonly: bool

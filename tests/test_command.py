@@ -30,7 +30,7 @@ def build(cwd, *argv):
     """The plan of ``seamless-run argv...``, typed in the folder ``cwd``."""
     flags, words = run_options.split([str(word) for word in argv])
     values = vars(run_options.make_parser().parse_args(flags))
-    fields = {name: values[name] for name in values if name in command.Options.__dataclass_fields__}
+    fields = {name: values[name] for name in values if name in command.Options._fields}
     return command.build(words, command.Options(
         cwd=str(cwd), check_suffixed=not values["g1"], check_bare=not values["g2"],
         search_path=os.environ["PATH"], **fields))

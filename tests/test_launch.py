@@ -16,7 +16,7 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODULES = "errors httpwire httpmessage statusfile signing httpbase httpclient hostside launch"
+MODULES = "errors httpwire httpmessage statusfile signing httpbase httpclient hostside launch processes"
 PACKAGE = "carried under.another_name".replace(" ", "_")
 ECHO = textwrap.dedent('''
     """A service for the tests: says its arguments, and can be made to fail in several ways."""

@@ -1,0 +1,407 @@
+"""``Jobs``: the jobs of a jobserver, from being asked for until they are forgotten.
+
+    ask -> result table (known?) -> pool -> worker -> recorder (one commit for many) -> outcome told
+
+A job's id is its checksum; the same job in flight is one job, whoever asks.  An outcome is told only after
+its row is committed.  What ended is remembered for ten minutes at least, as long as memory allows; later,
+results are found in the table.  A job that failed runs again when it is asked for again; whoever merely
+repeats a request (the same ``token``) gets what the first one got.
+"""
+import base64
+import collections
+import json
+import logging
+import os
+import threading
+import time
+import typing as _t
+from queue import Empty, SimpleQueue
+
+from .checksum import Checksum
+from .errors import JobCancelledError, SeamlessError, ServiceError, error_to_dict
+from .pool import WorkerPool
+from .record import cached_outcome, minimal_record
+from .stores import Stores
+from .transformation import Job, Meta
+
+REMEMBER_S = 600.0          # what ended, and clients that do not call, are remembered so long ...
+REMEMBER_BYTES = 64 << 20   # ... or until all that is remembered is bigger than this
+LOG_PIECE = 1 << 20
+LOOK_S = 0.5                # how often a request that waits looks whether the server is stopping
+_COLLECT_S = 0.005          # so long a commit waits for more, if much is to come
+_KILL_S = 10.0
+_BATCH = 1000
+log = logging.getLogger(__name__)
+
+
+class Asker(_t.NamedTuple):
+    """Who asked for a job: one POST /jobs, and its repetitions.  ``told``: by /wait."""
+    client: str
+    token: str
+    parent: _t.Optional[str]
+    told: bool
+
+
+class Entry:
+    """What is known of a job.  ``outcome`` is None until it has ended and is recorded."""
+    __slots__ = ("id", "outcome", "askers", "waiters", "children", "log", "ended_s", "size", "scratch", "keep", "doomed")
+
+    def __init__(self, id: str, asker: Asker, scratch: bool):
+        self.id, self.askers = id, (asker,)
+        self.scratch, self.keep = scratch, not scratch      # somebody wants the result to be kept
+        self.outcome: _t.Optional[dict] = None
+        self.waiters: _t.Tuple["_Waiter", ...] = ()
+        self.children: _t.Optional[_t.Set[str]] = None      # the jobs that this one asked for, if any
+        self.log: _t.Optional[str] = None
+        self.ended_s = 0.0
+        self.size = 0
+        self.doomed = False                     # it is being killed
+
+
+class _Prepared(_t.NamedTuple):
+    """A job that is new: what it was found to be already, or what the worker gets."""
+    id: str
+    meta: Meta
+    known: _t.Optional[dict]
+    payload: bytes
+
+
+class _Waiter:
+    """A request that waits until all of some jobs have ended."""
+
+    def __init__(self, entries: _t.Iterable[Entry]):
+        self.missing = set(entries)
+        self.ready = threading.Event()
+
+
+class _Client:
+    """Outcomes that a client has not said to have."""
+
+    def __init__(self, lock: threading.Lock):
+        self.last = time.time_ns() // 1000      # also after we forgot a client, numbers only grow
+        self.outcomes: "collections.deque[_t.Tuple[int, str, dict]]" = collections.deque()
+        self.size = 0
+        self.arrived = threading.Condition(lock)
+        self.seen_s = time.monotonic()
+
+    def tell(self, id: str, outcome: dict, can_be_read: bool) -> None:
+        """Add an outcome.  If there are very many, bytes that the client can read elsewhere are left out."""
+        if can_be_read and self.size > REMEMBER_BYTES and "buffer" in outcome:
+            outcome = {key: value for key, value in outcome.items() if key != "buffer"}
+        self.last += 1
+        self.outcomes.append((self.last, id, outcome))
+        self.size += _size(outcome)
+        self.arrived.notify_all()
+
+    def acknowledge(self, number: int) -> None:
+        """The client has everything up to ``number``."""
+        while self.outcomes and self.outcomes[0][0] <= number:
+            self.size -= _size(self.outcomes.popleft()[2])
+
+
+class Jobs:
+    """``stores``: where buffers and results are; ``stopping``: set when nobody shall wait any more.
+
+    ``mode`` and ``target`` are what execution records say about where a job ran.  Safe from several threads.
+    """
+
+    def __init__(self, pool: WorkerPool, stores: Stores, stopping: threading.Event, mode: str, target: _t.Optional[str]):
+        self.pool, self.stores, self.stopping = pool, stores, stopping
+        self._mode, self._target = mode, target
+        self._lock = threading.Lock()
+        self._entries: _t.Dict[str, Entry] = {}
+        self._ended: "collections.deque[Entry]" = collections.deque()       # oldest first
+        self._remembered = 0                    # bytes
+        self._orphans: _t.List[str] = []
+        self._clients: _t.Dict[str, _Client] = {}
+        self._results: "SimpleQueue[_t.Optional[_t.Tuple[Entry, dict, _t.Optional[str]]]]" = SimpleQueue()
+        self.in_flight = 0
+        self._recorder = threading.Thread(target=self._record, name="seamless-recorder", daemon=True)
+        self._recorder.start()
+
+    def close(self) -> None:
+        """Record what has ended; the pool must be closed."""
+        self._results.put(None)
+        self._recorder.join()
+
+    # --- asking for jobs ------------------------------------------------------------------------------
+
+    def ask(self, asker: Asker, jobs: _t.List[dict]) -> _t.Tuple[_t.List[Entry], _t.Dict[str, dict]]:
+        """See to it that ``jobs`` run or have run.  Returns their entries, and the outcomes of malformed ones."""
+        wanted, broken = {}, {}
+        for data in jobs:
+            try:
+                wanted[str(Checksum(data["checksum"]))] = data
+            except (SeamlessError, LookupError, TypeError):
+                raise SeamlessError("one of the jobs has no checksum") from None
+        doomed = [entry for entry in map(self._entries.get, wanted) if entry is not None and entry.doomed]
+        if doomed:
+            self.wait(doomed, _KILL_S)      # whoever asks now shall not get the outcome of somebody else's cancel
+        with self._lock:
+            entries = [entry for entry in (self._join(id, asker, data) for id, data in wanted.items()) if entry is not None]
+        for entry in entries:
+            del wanted[entry.id]
+        prepared = self._prepare(wanted, broken) if wanted else []
+        with self._lock:
+            self._client(asker.client)
+            entries += [self._join(new.id, asker, wanted[new.id]) or self._enter(new, asker) for new in prepared]
+            parent = self._entries.get(asker.parent or "")
+            if parent is not None:
+                parent.children = parent.children or set()
+                parent.children.update(entry.id for entry in entries)
+            self._forget()
+        for entry in list(entries) if asker.parent is not None else ():
+            try:
+                self.pool.wait_for(entry.id, asker.parent)
+            except SeamlessError as exc:    # they would wait for each other; whoever else waits is not concerned
+                broken[entry.id] = {"error": error_to_dict(exc)}
+                entries.remove(entry)
+        return entries, broken
+
+    def _prepare(self, wanted: _t.Mapping[str, dict], broken: _t.Dict[str, dict]) -> "_t.List[_Prepared]":
+        """Check jobs, look them up, and store what came with those that must run: all at once, since syncing
+        many files together is much cheaper than each for itself."""
+        jobs: _t.Dict[str, Job] = {}
+        for id, data in wanted.items():
+            try:
+                jobs[id] = Job.from_dict(data)
+            except (SeamlessError, LookupError, TypeError, ValueError, AttributeError) as exc:
+                broken[id] = {"error": error_to_dict(SeamlessError("job %s is malformed: %s" % (id, exc)))}
+        known = self._look_up({id: job.recipe.output[1] for id, job in jobs.items()})
+        self.stores.buffers.put_many(data for id, job in jobs.items() if id not in known
+                                     for data in (*job.buffers.values(), job.recipe.buffer))
+        return [_Prepared(id, job.meta, known.get(id), json.dumps({**wanted[id], "buffers": {}}, separators=(",", ":")).encode())
+                for id, job in jobs.items()]
+
+    def _join(self, id: str, asker: Asker, data: dict) -> _t.Optional[Entry]:
+        """The entry that asking for this job now means, if there is one.  The lock is held."""
+        entry = self._entries.get(id)
+        if entry is None or (entry.outcome is not None and all(other.token != asker.token for other in entry.askers)):
+            return None
+        if asker not in entry.askers:
+            entry.askers += (asker,)
+        meta = data.get("meta")
+        entry.keep = entry.keep or not (isinstance(meta, dict) and meta.get("scratch"))
+        return entry
+
+    def _look_up(self, celltypes: _t.Mapping[str, _t.Optional[str]]) -> _t.Dict[str, dict]:
+        """The outcomes of jobs (id -> celltype of the result) that were done before and can still be read."""
+        rows = self.stores.results.get_many(list(celltypes))
+        outcomes = {id: cached_outcome(result, celltypes[id], self.stores.buffers) for id, result in rows.items()}
+        return {id: outcome.to_dict() for id, outcome in outcomes.items() if outcome is not None}
+
+    def _enter(self, new: "_Prepared", asker: Asker) -> Entry:
+        """A new entry; its job is queued if it is not known already.  The lock is held."""
+        entry = self._entries[new.id] = Entry(new.id, asker, new.meta.scratch)
+        if new.known is not None:
+            self._end(entry, new.known, None)
+            return entry
+        self.in_flight += 1
+        try:
+            self.pool.submit(new.id, new.payload, lambda outcome, log: self._results.put((entry, outcome, log)),
+                             timeout_s=new.meta.timeout_s, parent=asker.parent)
+        except ServiceError as exc:
+            self._results.put((entry, {"error": error_to_dict(exc)}, None))
+        return entry
+
+    def wait(self, entries: _t.List[Entry], timeout_s: float, parent: _t.Optional[str] = None) -> bool:
+        """Wait until all have ended, and ``parent`` has its slot again; False if that did not happen in time."""
+        end = time.monotonic() + timeout_s
+        waiter = _Waiter(entry for entry in entries if entry.outcome is None)
+        with self._lock:
+            for entry in list(waiter.missing):
+                if entry.outcome is None:
+                    entry.waiters += (waiter,)
+                else:
+                    waiter.missing.discard(entry)
+        while waiter.missing and not self.stopping.is_set() and time.monotonic() < end:
+            waiter.ready.wait(min(LOOK_S, max(0.0, end - time.monotonic())))
+        if waiter.missing:
+            with self._lock:
+                for entry in waiter.missing:
+                    entry.waiters = tuple(other for other in entry.waiters if other is not waiter)
+            return False
+        return parent is None or self.pool.resumed(parent, max(0.0, end - time.monotonic()))
+
+    # --- what has ended -------------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        """The recording thread: one commit for all that ended while the last one was made."""
+        going = True
+        while going:
+            batch = [self._results.get()]
+            if self.in_flight > self.pool.workers + 1:
+                time.sleep(_COLLECT_S)      # many are queued: rather fewer commits than each at once
+            while len(batch) < _BATCH:
+                try:
+                    batch.append(self._results.get_nowait())
+                except Empty:
+                    break
+            going = None not in batch
+            ended = [item for item in batch if item is not None]
+            try:
+                self._commit(ended)
+            except Exception as exc:        # whatever it is: who waits for these jobs must hear of it
+                log.exception("%d results could not be recorded", len(ended))
+                error = SeamlessError("the job ran, but its result could not be recorded: %s" % exc)
+                ended = [(entry, outcome if "error" in outcome else {"error": error_to_dict(error)}, path)
+                         for entry, outcome, path in ended]
+            with self._lock:
+                for entry, outcome, path in ended:
+                    self.in_flight -= 1
+                    self._end(entry, outcome, path)
+                self._forget()
+                orphans, self._orphans = self._orphans, []
+            for id in orphans:
+                self.pool.cancel(id)
+
+    def _commit(self, ended) -> None:
+        rows = []
+        for entry, outcome, _ in ended:
+            result = outcome.get("result")
+            if result is not None:
+                if entry.scratch and entry.keep and "buffer" in outcome:
+                    self.stores.buffers.put(base64.b64decode(outcome["buffer"]))
+                rows.append((entry.id, result, minimal_record(entry.id, result, outcome.get("runtime", {}),
+                                                              self._mode, self._target)))
+        if rows:
+            self.stores.results.put_many(rows)
+
+    def _end(self, entry: Entry, outcome: dict, path: _t.Optional[str]) -> None:
+        """Publish an outcome.  The lock is held."""
+        entry.outcome, entry.log, entry.ended_s, entry.size = outcome, path, time.monotonic(), _size(outcome)
+        self._remembered += entry.size
+        self._ended.append(entry)
+        for waiter in entry.waiters:
+            waiter.missing.discard(entry)
+            if not waiter.missing:
+                waiter.ready.set()
+        entry.waiters = ()
+        if not outcome.get("cached"):       # else it is told by the answer to the request that asked
+            for name in {asker.client for asker in entry.askers if asker.told}:
+                self._client(name).tell(entry.id, outcome, can_be_read="result" in outcome and entry.keep)
+        if "error" in outcome:
+            self._orphans += [id for id in entry.children or () if self._withdraw(id, lambda asker: asker.parent == entry.id)]
+
+    def _forget(self) -> None:
+        """Drop what is old, and what is too much.  The lock is held."""
+        old = time.monotonic() - REMEMBER_S
+        while self._ended and (self._ended[0].ended_s < old or self._remembered > REMEMBER_BYTES):
+            entry = self._ended.popleft()
+            self._remembered -= entry.size
+            if self._entries.get(entry.id) is entry:
+                del self._entries[entry.id]
+            if entry.log is not None and os.path.exists(entry.log):
+                os.unlink(entry.log)
+        while self._clients:
+            name, client = next(iter(self._clients.items()))        # the one that has not called for longest
+            if client.seen_s > old:
+                break
+            del self._clients[name]
+
+    def _client(self, name: str) -> _Client:
+        """The client, which called now or whose job ended.  The lock is held."""
+        client = self._clients.pop(name, None) or _Client(self._lock)
+        client.seen_s = time.monotonic()
+        self._clients[name] = client        # to the end
+        return client
+
+    # --- questions ------------------------------------------------------------------------------------
+
+    def ended_since(self, name: str, number: int, timeout_s: float) -> _t.Tuple[bool, int, _t.List[_t.Tuple[str, dict]]]:
+        """(whether the client is known, number of the last, (id, outcome) of the jobs that ended after ``number``).
+
+        Waits until there is one.  What came before ``number`` is forgotten.
+        """
+        end = time.monotonic() + timeout_s
+        with self._lock:
+            known = name in self._clients
+            client = self._client(name)
+            client.acknowledge(number)
+            while known and not client.outcomes and not self.stopping.is_set() and time.monotonic() < end:
+                client.arrived.wait(min(LOOK_S, max(0.0, end - time.monotonic())))
+                known = name in self._clients
+                client = self._client(name)
+            return known, client.last, [(id, outcome) for _, id, outcome in client.outcomes]
+
+    def states(self, ids: _t.List[str]) -> _t.Dict[str, dict]:
+        """id -> {"state", "outcome" if it has ended}."""
+        found, unknown = {}, []
+        for id in ids:
+            entry = self._entries.get(id)
+            outcome = entry.outcome if entry is not None else None
+            if outcome is not None:
+                found[id] = {"state": _state(outcome), "outcome": outcome}
+            elif entry is not None:
+                found[id] = {"state": self.pool.state(id) or "running"}     # None: it is being recorded
+            else:
+                unknown.append(id)
+        known = self._look_up(dict.fromkeys(unknown)) if unknown else {}
+        for id in unknown:
+            found[id] = {"state": "done", "outcome": known[id]} if id in known else {"state": "unknown"}
+        return found
+
+    def logs(self, id: str, offset: int, timeout_s: float) -> _t.Tuple[int, bytes, bool]:
+        """(new offset, what the job printed after ``offset``, whether that is all); waits for something to come."""
+        end, pause = time.monotonic() + timeout_s, 0.01
+        while True:
+            entry = self._entries.get(id)
+            ended = entry is None or entry.outcome is not None
+            path = entry.log if entry is not None and ended else self.pool.log_path(id)
+            offset, data, size = _read_log(path, offset)
+            done = ended and offset >= size
+            if data or done or self.stopping.is_set() or time.monotonic() >= end:
+                return offset, data, done
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(pause * 1.5, 0.2)
+
+    def cancel(self, ids: _t.List[str], client: str, force: bool = False) -> _t.Dict[str, dict]:
+        """Kill the jobs that only ``client`` waits for (``force``: all), and say what became of them."""
+        with self._lock:
+            killed = [id for id in ids if self._withdraw(id, lambda asker: force or asker.client == client)]
+            entries = [self._entries[id] for id in killed]
+        for id in killed:
+            self.pool.cancel(id)
+        self.wait(entries, _KILL_S)
+        return self.states(ids)
+
+    def _withdraw(self, id: str, leaves: _t.Callable[[Asker], bool]) -> bool:
+        """Some askers of a job leave; True if nobody would be left: then it is to be killed.  The lock is held."""
+        entry = self._entries.get(id)
+        if entry is None or entry.outcome is not None:
+            return False
+        others = tuple(asker for asker in entry.askers if not leaves(asker))
+        if not others:
+            entry.doomed = True
+            return True
+        outcome = {"error": error_to_dict(JobCancelledError("job %s goes on: others wait for it" % id))}
+        for name in {asker.client for asker in entry.askers if asker.told and leaves(asker)}:
+            self._client(name).tell(id, outcome, False)
+        entry.askers = others
+        return False
+
+
+def _state(outcome: dict) -> str:
+    if "error" not in outcome:
+        return "done"
+    return "canceled" if outcome["error"].get("kind") == "JobCancelledError" else "failed"
+
+
+def _read_log(path: _t.Optional[str], offset: int) -> _t.Tuple[int, bytes, int]:
+    """(new offset, data from ``offset`` on, size); a log that is shorter was begun anew."""
+    if path is None:
+        return offset, b"", 0
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = offset if offset <= size else 0
+            file.seek(start)
+            data = file.read(LOG_PIECE)
+            return start + len(data), data, size
+    except OSError:                         # removed: nothing more will come
+        return offset, b"", 0
+
+
+def _size(outcome: dict) -> int:
+    """About what an outcome costs in memory."""
+    return 1000 + len(outcome.get("buffer") or "") + len(outcome.get("logs") or "")

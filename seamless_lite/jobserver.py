@@ -1,0 +1,185 @@
+"""The jobserver: takes jobs over HTTP and runs them in a pool of worker processes.
+
+    POST /jobs    {"client", "jobs", "wait": s, "parent": id|None, "token"} -> {"outcomes": {id: outcome}}
+                  what ended within ``wait``; with ``wait`` 0 the rest is told by /wait, else by repeating the request
+    POST /wait    {"client", "after": n, "timeout": s} -> {"last": n, "outcomes": [[id, outcome]...], "known": bool}
+    POST /status  {"ids"} -> {"states": {id: {"state", "outcome"?}}}
+    POST /logs    {"id", "offset", "timeout": s} -> {"offset", "data": base64, "done": bool}
+    POST /cancel  {"client", "ids", "force": bool} -> {"states": {...}}
+
+What happens to the jobs is in ``jobs``; the routes of Seamless 1.x are in ``jobcompat``.  Workers reach the
+server through a Unix socket and a secret of their own, made at each start, so that user code never meets
+the user's secret.
+"""
+import argparse
+import base64
+import json
+import os
+import re
+import sys
+import typing as _t
+
+from .cpus import usable_cpus
+from .errors import ConfigurationError
+from .httpbase import HttpError, Listen, Request, Running, Service, run_service, service_arguments, start
+from .jobcompat import Compat, stores_of_parameters
+from .jobs import Asker, Jobs
+from .pool import WorkerPool
+from .signing import load_secret
+from .statusfile import await_status
+from .stores import Stores, open_stores
+
+REQUEST_BYTES = 1 << 30     # a job may have a megabyte of buffers, and a request hundreds of jobs
+_SOCKET_BYTES = 90
+
+
+class JobServer(Service):
+    """``stores``: where buffers and results are; ``spec``: how a worker opens them (with ``stores_secret``).
+
+    ``mode`` and ``target`` are what execution records say about where a job ran, ``record`` whether Seamless
+    1.x clients must ask for full ones; ``command`` starts a worker.
+    """
+    name = "jobserver"
+
+    def __init__(self, workers: int, stores: Stores, spec: dict, stores_secret: _t.Optional[bytes] = None,
+                 mode: str = "remote", target: _t.Optional[str] = "jobserver", record: bool = False,
+                 command: _t.Optional[_t.Sequence[str]] = None):
+        super().__init__()
+        secret = os.urandom(32)
+        hello = {"stores": spec, "stores_secret": _base64(stores_secret), "secret": _base64(secret)}
+        self.pool = WorkerPool(workers, lambda: {**hello, "address": self._inner.address}, command)
+        self.jobs = Jobs(self.pool, stores, self.stopping, mode, target)
+        self.routes = [("POST", re.compile("/" + name), handler) for name, handler in (
+            ("jobs", self._jobs), ("wait", self._wait), ("status", self._status), ("logs", self._logs),
+            ("cancel", self._cancel))]
+        self._inner = self._listen_to_workers(secret)
+        self.routes += Compat(self.jobs, record).routes
+        self.pool.prestart()
+
+    def _listen_to_workers(self, secret: bytes) -> Running:
+        inner = Service()
+        inner.name, inner.routes, inner.stopping = "jobserver-for-workers", self.routes, self.stopping
+        path = os.path.join(self.pool.folder, "socket")
+        listen = Listen(path) if len(path) < _SOCKET_BYTES else Listen(None, "127.0.0.1", 0)
+        try:
+            return start(inner, listen, secret=secret)
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def busy(self) -> bool:
+        """True while there are jobs."""
+        return self.jobs.in_flight > 0
+
+    def info(self) -> dict:
+        """Numbers for people."""
+        return {"workers": self.pool.workers, "jobs": self.jobs.in_flight, "worker_pids": self.pool.pids()}
+
+    def close(self) -> None:
+        """Kill all jobs; what has ended is recorded."""
+        self.pool.close()
+        self.jobs.close()
+        self._inner.stop()
+        self.jobs.stores.close()
+
+    def _jobs(self, request: Request):
+        body = _object(request)
+        wait, parent = _number(body, "wait"), body.get("parent")
+        if not isinstance(body.get("jobs"), list):
+            raise HttpError(400, "the request needs a list 'jobs'")
+        asker = Asker(_text(body, "client"), str(body.get("token") or os.urandom(8).hex()), parent, wait <= 0)
+        entries, outcomes = self.jobs.ask(asker, body["jobs"])
+        if wait <= 0 or self.jobs.wait(entries, wait, parent) or parent is None:    # else the parent has no slot yet
+            outcomes.update((entry.id, entry.outcome) for entry in entries if entry.outcome is not None)
+        return {"outcomes": outcomes}
+
+    def _wait(self, request: Request):
+        body = _object(request)
+        known, last, outcomes = self.jobs.ended_since(_text(body, "client"), int(_number(body, "after")), _number(body, "timeout"))
+        return {"known": known, "last": last, "outcomes": outcomes}
+
+    def _status(self, request: Request):
+        return {"states": self.jobs.states(_ids(_object(request)))}
+
+    def _logs(self, request: Request):
+        body = _object(request)
+        offset, data, done = self.jobs.logs(_text(body, "id"), int(_number(body, "offset")), _number(body, "timeout"))
+        return {"offset": offset, "data": _base64(data), "done": done}
+
+    def _cancel(self, request: Request):
+        body = _object(request)
+        return {"states": self.jobs.cancel(_ids(body), _text(body, "client"), bool(body.get("force")))}
+
+
+def _base64(data: _t.Optional[bytes]) -> str:
+    return base64.b64encode(data or b"").decode("ascii")
+
+
+def _object(request: Request) -> dict:
+    value = request.json(REQUEST_BYTES)
+    if not isinstance(value, dict):
+        raise HttpError(400, "the body is not a JSON object")
+    return value
+
+
+def _text(body: dict, name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise HttpError(400, "the request needs a text '%s'" % name)
+    return value
+
+
+def _number(body: dict, name: str) -> float:
+    value = body.get(name) or 0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2 ** 53:
+        raise HttpError(400, "'%s' of the request is not a number of 0 or more" % name)
+    return value
+
+
+def _ids(body: dict) -> _t.List[str]:
+    ids = body.get("ids")
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise HttpError(400, "the request needs a list 'ids'")
+    return ids
+
+
+# --- the program --------------------------------------------------------------------------------------
+
+def make_service(args) -> JobServer:
+    """The service that the command line describes.  Raises ``ConfigurationError`` or ``ServiceError``."""
+    parameters = await_status(args.status_file).get("parameters") or {}
+    try:
+        spec = json.loads(args.stores) if args.stores else parameters.get("stores") or stores_of_parameters(parameters)
+        if not isinstance(spec, dict):
+            raise TypeError("not an object")
+        addresses = [part.get("address") for part in (spec.get("buffers") or {}, spec.get("results") or {}) if part.get("auth", True)]
+    except (ValueError, TypeError, LookupError, AttributeError) as exc:
+        raise ConfigurationError("the jobserver cannot understand where its stores are (--stores, or 'parameters' in "
+                                 "the status file): %s" % exc) from None
+    if not any((spec.get("buffers") or {}).get(key) for key in ("directory", "address")):
+        raise ConfigurationError("the jobserver does not know where to keep buffers: give --stores, or 'stores' in the "
+                                 "'parameters' of the status file")
+    secret = load_secret(args.secret_file) if any(addresses) else None
+    private = args.exit_with_stdin
+    return JobServer(args.workers or usable_cpus(), open_stores(spec, secret), spec, secret, "spawn" if private else "remote",
+                     None if private else "jobserver", bool(parameters.get("record")))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def main(argv: _t.Optional[_t.List[str]] = None) -> int:
+    """The program ``seamless-jobserver``; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="seamless-jobserver", description="Run transformations in worker processes.")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: the usable CPUs)")
+    parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says)")
+    service_arguments(parser)
+    return run_service(make_service, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
