@@ -18,9 +18,10 @@ import warnings
 from .celltypes import CELLTYPES, DEEP, pack_deep, serialize
 from .checksum import Checksum, is_checksum
 from .errors import CelltypeError, FunctionError
-from .source import code_kind, definition, free_names, lambda_text, undecorated
+from .source import definition, free_names, lambda_text, undecorated
 from .surroundings import NOTHING, Surroundings, surround
 from .transformation import Recipe
+from .usercode import code_kind
 
 #: celltype of a pin -> its first two fields, where they are not (celltype, None)
 _PINS = {"checksum": ("plain", "checksum"), "module": ("plain", "module")}

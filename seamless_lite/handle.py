@@ -7,7 +7,6 @@
     run(), compute(), value wait; a waiting thread runs in-process jobs itself that nobody has begun.
 """
 import collections
-import dataclasses
 import threading
 import typing as _t
 
@@ -39,6 +38,7 @@ class Transformation:
         self._future: _t.Any = None             # of the outcome, once started
         self._unfinished = 0                    # dependencies that have no outcome yet
         self._submitted = False
+        self._keep = not meta.scratch           # the bytes of the result are wanted, and not only their checksum
         self._outcome: _t.Optional[Outcome] = None
         self._error: _t.Optional[BaseException] = None
 
@@ -50,9 +50,6 @@ class Transformation:
         Raises ``JobError`` (a ``RuntimeError``) with the user's traceback if the code failed, another
         ``SeamlessError`` if it could not be run.
         """
-        self._compute()
-        if self._error is not None:
-            raise self._error
         return self.value
 
     def compute(self) -> _t.Optional[Checksum]:
@@ -133,7 +130,7 @@ class Transformation:
     @property
     def buffer(self) -> Buffer:
         """The bytes of the result.  Raises what ``run`` raises."""
-        self._compute()
+        self._compute(keep=True)
         if self._error is not None:
             raise self._error
         data = self._outcome.buffer
@@ -142,7 +139,7 @@ class Transformation:
     @property
     def value(self):
         """The value of the result.  Raises what ``run`` raises."""
-        self._compute()
+        self._compute(keep=True)
         if self._error is not None:
             raise self._error
         return self._session.value(self._outcome, self.celltype)
@@ -200,12 +197,14 @@ class Transformation:
             self._session = config.session()
         return self._session
 
-    def _compute(self) -> None:
+    def _compute(self, keep: bool = False) -> None:
+        if keep:
+            self._make_kept()
         if self._ended:
             return
-        if self._future is None and self._constructed:      # nothing to wait for: the calling thread does it
+        if self._future is None and self._constructed and not self._dependencies:   # the calling thread does it
             try:
-                self._set(self._choose_session().run(self._recipe, self._meta, self._buffers))
+                self._set(self._choose_session().run(self._recipe, self._meta, self._buffers, value=self._keep))
             except SeamlessError as exc:
                 self._set(None, exc)
             return
@@ -286,12 +285,38 @@ class Transformation:
             return
         try:
             self._construct()
-            future = self._session.submit(self._recipe, self._meta, self._buffers)
+            if self._dependencies and self._session.lookup(self._recipe, self._keep) is None and self._revive():
+                return
+            future = self._session.submit(self._recipe, self._meta, self._buffers, value=self._keep)
         except SeamlessError as exc:
             self._end(error=exc)
             return
         future.add_done_callback(lambda done: self._end(done.result() if done.exception() is None else None,
                                                         done.exception()))
+
+    def _make_kept(self) -> bool:
+        """If this is a scratch result of which only the checksum is known, forget that it has ended; False if not."""
+        with _lock:
+            kept, self._keep = self._keep, True
+            if kept or self._outcome is None or self._outcome.buffer is not None \
+                    or self._session.store.has([self._outcome.result])[0]:
+                return False
+            self._outcome = self._future = None
+            self._submitted = False
+            return True
+
+    def _revive(self) -> bool:
+        """Make scratch results again that this needs and nobody kept; this is submitted when they are there."""
+        gone = [d for d in self._dependencies.values() if d._make_kept()]
+        if not gone:
+            return False
+        with _lock:
+            self._submitted = False
+            self._unfinished = len(gone)
+        for dependency in gone:
+            dependency.start()
+            dependency._future.add_done_callback(lambda _: self._one_less())
+        return True
 
     def _construct(self) -> None:
         with _lock:
@@ -299,7 +324,7 @@ class Transformation:
                 pins = dict(self._recipe.pins)
                 for name, dependency in self._dependencies.items():
                     pins[name] = pins[name][:2] + (dependency.result_checksum,)
-                self._recipe = dataclasses.replace(self._recipe, pins=pins)
+                self._recipe = self._recipe._replace(pins=pins)
                 self._constructed = True
 
     def _set(self, outcome: _t.Optional[Outcome], error: _t.Optional[BaseException] = None) -> None:

@@ -20,7 +20,7 @@ import types
 import typing as _t
 
 from .errors import FunctionError
-from .source import code_kind, compile_user
+from .usercode import code_kind, compile_user
 
 KEPT_PROGRAMS = 256
 _FUTURE = "from __future__ import annotations\n"

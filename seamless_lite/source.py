@@ -4,22 +4,18 @@ The text of a function is what is hashed (compat/identity.md 4.1): its source, d
 Where that recipe breaks a function (decorators of several lines, form feeds, strings that reach further left
 than the function) the text is corrected here; Seamless 1.x cannot run those at all.
 """
-import __future__
 import ast
 import builtins
 import dis
 import inspect
 import re
 import textwrap
-import threading
 import types
 import typing as _t
-import warnings
 
 from .errors import FunctionError
+from .usercode import compile_user, parse_user
 
-#: User code is compiled so that annotations are not evaluated: they may name what the sandbox does not have.
-ANNOTATIONS = __future__.annotations.compiler_flag
 #: Names that need no definition.
 KNOWN = (frozenset(dir(builtins)) - {"display", "get_ipython", "__IPYTHON__"}) | {
     "__name__", "__doc__", "__package__", "__builtins__", "__spec__", "__loader__", "__annotations__", "__module__",
@@ -27,46 +23,6 @@ KNOWN = (frozenset(dir(builtins)) - {"display", "get_ipython", "__IPYTHON__"}) |
 #: What ``str.splitlines`` takes for the end of a line and Python does not.
 _ODD_BREAK = re.compile("[\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 _COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
-
-
-_quiet = threading.Lock()       # catch_warnings changes a list that all threads share
-
-
-def compile_user(source, filename: str, mode: str = "exec"):
-    """``compile`` for text (or a syntax tree) of the user: our own future imports do not count."""
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")         # they were shown when the user's own file was compiled
-        return compile(source, filename, mode, ANNOTATIONS, dont_inherit=True)
-
-
-def parse_user(text: str) -> ast.Module:
-    """The syntax tree of ``text``.  Raises ``SyntaxError``, also for what ``ast.parse`` calls ``ValueError``."""
-    try:
-        with _quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(text)
-    except ValueError as exc:           # a NUL character
-        raise SyntaxError(str(exc)) from None
-
-
-def code_kind(text: str, name: str) -> _t.Tuple[str, _t.Any]:
-    """(kind, syntax node) of Python code: "function" for exactly one ``def``, "lambda", "expression" or "block".
-
-    Raises ``FunctionError`` if it does not parse or is an async function.
-    """
-    try:
-        body = parse_user(text).body
-    except SyntaxError as exc:
-        raise FunctionError("%s is not valid Python (line %s: %s)" % (name, exc.lineno, exc.msg)) from None
-    node = body[0] if len(body) == 1 else None
-    if isinstance(node, ast.FunctionDef):
-        return "function", node
-    if isinstance(node, ast.AsyncFunctionDef):
-        raise FunctionError("%s is an async function, whose result only an event loop can make: define it with "
-                            "'def'" % node.name)
-    if isinstance(node, ast.Expr):
-        return ("lambda", node.value) if isinstance(node.value, ast.Lambda) else ("expression", node.value)
-    return "block", None
 
 
 # --- the text ---------------------------------------------------------------------------------------

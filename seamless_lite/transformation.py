@@ -4,12 +4,12 @@
 change the identity: environment, time limit, scratch.  A ``Job`` is both, plus the small buffers that
 go along with it; an ``Outcome`` is a result checksum or a ``Failure``.  All are frozen and have a JSON
 form (``to_dict``/``from_dict``) in which absent fields have defaults and unknown fields are ignored,
-so that programs of different age understand each other.
+so that programs of different age understand each other.  They are named tuples and no dataclasses, because every
+``seamless-run`` that finds its result would pay 13 ms for importing those.
 
 The buffer format of a recipe is that of compat/identity.md section 3.
 """
 import base64
-import dataclasses
 import functools
 import typing as _t
 
@@ -29,17 +29,19 @@ DROPPED_DUNDERS = frozenset((
 INLINE_BYTES = 1 << 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
+class _RecipeFields(_t.NamedTuple):
+    language: str
+    pins: _t.Mapping[str, Pin]
+    output: _t.Tuple[str, str, _t.Optional[str]] = ("result", "mixed", None)
+    extra: _t.Mapping[str, object] = {}
+
+
+class Recipe(_RecipeFields):
     """What is hashed: ``language``, ``pins`` (``code`` among them), ``output`` and ``extra`` dunders.
 
     ``pins`` maps a name to (celltype, subcelltype or None, checksum or None); ``output`` is
     (name, celltype, subcelltype or None); ``extra`` holds ``__format__``, ``__as__``, ``__schema__``.
     """
-    language: str
-    pins: _t.Mapping[str, Pin]
-    output: _t.Tuple[str, str, _t.Optional[str]] = ("result", "mixed", None)
-    extra: _t.Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """The transformation dict, as Seamless 1.x writes it."""
@@ -94,8 +96,7 @@ class Recipe:
         return list(dict.fromkeys(pin[2] for pin in self.pins.values() if pin[2] is not None))
 
 
-@dataclasses.dataclass(frozen=True)
-class Meta:
+class Meta(_t.NamedTuple):
     """What does not change the identity.
 
     ``metavars``: environment variables of a shell job (``--metavar``); ``environment``: the ``__env__``
@@ -103,8 +104,8 @@ class Meta:
     the calling process whatever the configuration says; ``timeout_s``: seconds that the job may run;
     ``record``: write a full execution record; ``label``: how to call the job in messages.
     """
-    metavars: _t.Mapping[str, str] = dataclasses.field(default_factory=dict)
-    environment: _t.Mapping[str, object] = dataclasses.field(default_factory=dict)
+    metavars: _t.Mapping[str, str] = {}
+    environment: _t.Mapping[str, object] = {}
     scratch: bool = False
     local: bool = False
     timeout_s: _t.Optional[float] = None
@@ -114,21 +115,19 @@ class Meta:
     def to_dict(self) -> dict:
         """The fields that differ from their defaults."""
         default = Meta()
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-                if getattr(self, f.name) != getattr(default, f.name)}
+        return {name: value for name, value in self._asdict().items() if value != getattr(default, name)}
 
     @classmethod
     def from_dict(cls, data: _t.Mapping) -> "Meta":
         """Read ``to_dict``'s form; unknown fields are ignored."""
-        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
+        return cls(**{name: data[name] for name in cls._fields if name in data})
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
+class Job(_t.NamedTuple):
     """One recipe to run.  ``buffers`` holds small inputs that may not be in the store yet."""
     recipe: Recipe
     meta: Meta = Meta()
-    buffers: _t.Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    buffers: _t.Mapping[str, bytes] = {}
 
     @property
     def checksum(self) -> Checksum:
@@ -151,8 +150,7 @@ class Job:
                    {Checksum(cs): base64.b64decode(text) for cs, text in data.get("buffers", {}).items()})
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(_t.NamedTuple):
     """How a job ended: ``result`` (a checksum) or ``error`` (the JSON form of an exception), never both.
 
     ``buffer`` holds the result's bytes when they are few, or when they are kept nowhere else (scratch);
@@ -164,7 +162,7 @@ class Outcome:
     error: _t.Optional[_t.Mapping[str, object]] = None
     buffer: _t.Optional[bytes] = None
     logs: str = ""
-    runtime: _t.Mapping[str, float] = dataclasses.field(default_factory=dict)
+    runtime: _t.Mapping[str, float] = {}
     cached: bool = False
 
     @classmethod

@@ -11,7 +11,6 @@
 
     add(1, 2)           a Transformation; with ``direct`` the value
 """
-import dataclasses
 import typing as _t
 
 from .celltypes import CELLTYPES
@@ -107,7 +106,7 @@ class Transformer:
 
     @meta.setter
     def meta(self, value: _t.Mapping):
-        known = {field.name for field in dataclasses.fields(Meta)} - {"metavars"}
+        known = set(Meta._fields) - {"metavars"}
         for name in value:
             if name not in known:
                 raise FunctionError("meta has no %r; it has %s" % (name, ", ".join(sorted(known))))
@@ -138,7 +137,7 @@ class Transformer:
                                        self.globals._values)
         meta = self._meta
         if (meta.local, meta.scratch, meta.label) != (self.local, self.scratch, code.name):
-            meta = dataclasses.replace(meta, local=self.local, scratch=self.scratch, label=meta.label or code.name)
+            meta = meta._replace(local=self.local, scratch=self.scratch, label=meta.label or code.name)
         return Transformation(recipe, buffers, meta, dependencies)
 
     def _checked_code(self):

@@ -92,7 +92,10 @@ def load(path: str):
         raise Node(None, path, line).error("the file is not UTF-8 text; save it as UTF-8") from None
     if "..." in content:
         content = "\n".join("" if line.strip() == "..." else line for line in content.split("\n"))
-    import yaml
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigurationError("%s: cannot be read without PyYAML; install it: pip install PyYAML" % path) from None
     loader_class = yaml.SafeLoader if _may_be_deep(content) else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         loader = loader_class(content)
@@ -362,7 +365,8 @@ def read(what, node, checks, dashes=False) -> dict:
 def expand(path: str, home: str, folder: str = "") -> str:
     """``path`` as an absolute path: ``~`` is ``home``; a relative path starts at ``folder``, else where we are."""
     if path == "~" or path.startswith("~/"):
-        path = home + path[1:]
+        path = home.rstrip("/") + path[1:]
     elif path.startswith("~"):
         path = os.path.expanduser(path)
-    return os.path.abspath(os.path.join(folder, path))
+    path = os.path.abspath(os.path.join(folder, path))
+    return path[1:] if path.startswith("//") else path         # POSIX keeps two slashes, SQLite takes them for a host

@@ -395,3 +395,56 @@ def test_a_hundred_thousand_queued_jobs_are_fine(lab):
             tf.cancel()
         """)
     assert out.split()[0] == str(sum(range(500)))
+
+
+def test_a_scratch_result_is_made_again_where_its_bytes_are_needed_and_only_there(lab):
+    lab.configure(REMOTE)
+    code = """
+        import os
+        import seamless_lite.config as config
+        from seamless_lite import delayed
+        config.init()
+        @delayed
+        def big(n, path):
+            with open(path, "a") as file:
+                file.write("b")
+            return "x" * n
+        @delayed
+        def bigger(text, path):
+            with open(path, "a") as file:
+                file.write("c")
+            return text + text
+        @delayed
+        def size(text, more):
+            return len(text) + more
+        big.scratch = bigger.scratch = True
+        log = os.path.abspath("log")
+        def chain():
+            return bigger(big(1000, log), log)
+        def done():
+            text = open(log).read()
+            os.unlink(log)
+            return text
+        """
+    first = lab.python(code + """
+        print(size(chain(), 1).run(), done())
+        """)
+    assert first == "2001 bc"
+
+    def lose_buffers():         # what was an input of a job has been kept as such
+        for path in (lab.home / "buffers").rglob("??/*"):
+            if path.is_file() and path.read_bytes().startswith(b'"xxx'):
+                path.unlink()
+    lose_buffers()
+    again = lab.python(code + """
+        tf = size(chain(), 1)
+        print(tf.run(), os.path.exists(log))
+        print(size(chain(), 2).run(), done())
+        print(chain().compute() is not None, os.path.exists(log))
+        """)
+    assert again.splitlines() == ["2001 False", "2002 bc", "True False"]
+    lose_buffers()
+    value = lab.python(code + """
+        print(len(chain().run()), done())
+        """)
+    assert value == "2000 bc"

@@ -499,3 +499,17 @@ def test_loading_changes_neither_folder_nor_environment(place):
     place.load(project="p")
     assert dict(os.environ) == before and os.getcwd() == folder
     assert sorted(os.listdir(place.home / ".seamless")) == ["clusters.yaml"]
+
+
+def test_a_home_that_is_the_root_of_the_file_system_gives_no_double_slash(tmp_path):
+    settings = load_settings(str(tmp_path), environ={"HOME": "/"})
+    assert settings.buffer_directory == "/.seamless/cache/__TOPLEVEL__"
+    assert load_settings(str(tmp_path), environ={"HOME": "/", "SEAMLESS_CACHE": "//x"}).buffer_directory == "/x/__TOPLEVEL__"
+
+
+def test_without_pyyaml_a_configuration_file_is_one_sentence(tmp_path, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    (tmp_path / "seamless.yaml").write_text("- project: p\n")
+    with pytest.raises(ConfigurationError, match="pip install PyYAML"):
+        load_settings(str(tmp_path), environ={"HOME": str(tmp_path)})
