@@ -136,6 +136,9 @@ async def parallel_async(transformations: _t.Iterable[Transformation], stage: _t
         window.close()
 
 
+_END = (None, None)
+
+
 class _Window:
     """The transformations that have been started and not yet yielded, oldest first."""
 
@@ -157,9 +160,12 @@ class _Window:
         # what has ended behind a slow one is kept until that has ended too: there is a limit to that as well
         while not self._exhausted and len(self._items) - len(self._ended) < self._limit \
                 and len(self._items) < 10 * self._limit:
-            index, transformation = next(self._source, (None, None))
-            if transformation is None:
+            index, transformation = next(self._source, _END)
+            if index is None:
                 self._exhausted = True
+            elif not isinstance(transformation, Transformation):
+                raise UsageError("item %d given to parallel is %.60r, which is not a Transformation; decorate the function "
+                                 "with @delayed and pass what its calls return" % (index, transformation))
             else:
                 self._items[index] = transformation.start()
                 if transformation._future is None:          # it had ended before

@@ -46,6 +46,11 @@ class _State:
             self.sessions.append(session)
         self.session, self.stage, self.substage, self.configured = session, stage, substage, True
 
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+        for session in {id(s): s for s in self.sessions + [self.session]}.values():
+            session.after_fork()
+
     def close(self) -> None:
         for session in self.sessions + [self.session]:
             session.close()
@@ -53,6 +58,7 @@ class _State:
 
 _state = _State()
 atexit.register(_state.close)
+os.register_at_fork(after_in_child=lambda: _state.after_fork())
 
 
 def init(*, workdir=None) -> None:
@@ -165,9 +171,9 @@ def session() -> Session:
 
 
 def _worker_context():
-    # A process in which no job ever ran has not imported the module that runs jobs.
-    worker = sys.modules.get(__package__ + ".worker")
-    return worker.current() if worker is not None else None
+    # A process in which no job ever ran has not imported the module that runs jobs; another thread may be at it.
+    current = getattr(sys.modules.get(__package__ + ".worker"), "current", None)
+    return current() if current is not None else None
 
 
 def _choose_workdir(workdir) -> None:

@@ -105,6 +105,12 @@ class Remote:
         self._client = None
         self._submitted: _t.Dict[Checksum, Job] = {}
 
+    def after_fork(self) -> None:
+        """In a forked child: a client of its own, to the same jobserver."""
+        self._lock = threading.Lock()
+        self._client = None
+        self._submitted = {}
+
     def _get(self, broken=None):
         with self._lock:
             if self._client is None or self._client is broken:

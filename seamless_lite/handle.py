@@ -7,17 +7,25 @@
     run(), compute(), value wait; a waiting thread runs in-process jobs itself that nobody has begun.
 """
 import collections
+import os
 import threading
 import typing as _t
 
 from . import config
 from .celltypes import Buffer
 from .checksum import Checksum
-from .errors import JobCancelledError, JobError, SeamlessError
+from .errors import CacheMissError, JobCancelledError, JobError, SeamlessError
 from .transformation import Meta, Outcome, Recipe
+
+def _reset() -> None:
+    """For a new process: a forked child has none of the threads that held the lock or emptied the queue."""
+    global _lock, _ready
+    _lock, _ready = threading.RLock(), threading.local()
+
 
 _lock = threading.RLock()           # guards the few fields that say how far a transformation is
 _ready = threading.local()          # transformations to submit, so that a long chain of hits is a loop and no recursion
+os.register_at_fork(after_in_child=_reset)
 
 
 class Transformation:
@@ -130,19 +138,13 @@ class Transformation:
     @property
     def buffer(self) -> Buffer:
         """The bytes of the result.  Raises what ``run`` raises."""
-        self._compute(keep=True)
-        if self._error is not None:
-            raise self._error
-        data = self._outcome.buffer
-        return Buffer(self._session.get_buffer(self._outcome.result) if data is None else data)
+        return self._read(lambda: Buffer(self._session.get_buffer(self._outcome.result)
+                                         if self._outcome.buffer is None else self._outcome.buffer))
 
     @property
     def value(self):
         """The value of the result.  Raises what ``run`` raises."""
-        self._compute(keep=True)
-        if self._error is not None:
-            raise self._error
-        return self._session.value(self._outcome, self.celltype)
+        return self._read(lambda: self._session.value(self._outcome, self.celltype))
 
     @property
     def status(self) -> str:
@@ -203,13 +205,31 @@ class Transformation:
         if self._ended:
             return
         if self._future is None and self._constructed and not self._dependencies:   # the calling thread does it
+            self._choose_session()
+            self._submitted = True                          # so that another thread can cancel it
             try:
-                self._set(self._choose_session().run(self._recipe, self._meta, self._buffers, value=self._keep))
+                self._set(self._session.run(self._recipe, self._meta, self._buffers, value=self._keep))
             except SeamlessError as exc:
                 self._set(None, exc)
             return
         self.start()
         self._wait()
+
+    def _read(self, read):
+        """Compute, then ``read``; once more if a cached result turns out to be damaged or gone."""
+        for last in (False, True):
+            self._compute(keep=True)
+            if self._error is not None:
+                raise self._error
+            try:
+                return read()
+            except CacheMissError:
+                if last or not self._outcome.cached:
+                    raise
+                with _lock:
+                    self._session.doubt(self._recipe.checksum)
+                    self._outcome = self._future = None
+                    self._submitted = False
 
     def _wait(self) -> None:
         for transformation in self._unended():
@@ -227,7 +247,11 @@ class Transformation:
         if config.in_worker():                              # a waiting job must give its slot back, in a thread
             await loop.run_in_executor(None, self._wait)
         elif not self._ended:
-            await asyncio.wait([asyncio.wrap_future(self._future)])
+            try:
+                await asyncio.wait([asyncio.wrap_future(self._future)])
+            except asyncio.CancelledError:
+                await loop.run_in_executor(None, self.cancel)
+                raise
         if self._error is not None:
             raise self._error
         return await loop.run_in_executor(None, lambda: self.value)
@@ -274,9 +298,16 @@ class Transformation:
         queue.append(self)
         if len(queue) > 1:                                  # a frame below us is emptying the queue
             return
-        while queue:
-            queue[0]._submit()
-            queue.popleft()
+        try:
+            while queue:
+                queue[0]._submit()
+                queue.popleft()
+        except BaseException as exc:                        # Ctrl-C, or a bug: whoever waits must hear of it
+            while queue:
+                node = queue.popleft()
+                node._end(error=exc if isinstance(exc, Exception) else JobCancelledError(
+                    "transformation %s was interrupted before it began" % node._name))
+            raise
 
     def _submit(self) -> None:
         failed = next((name for name, d in self._dependencies.items() if d._error is not None), None)

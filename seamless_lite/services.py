@@ -4,11 +4,14 @@ hashserver and database are started for other hosts and for Seamless 1.x, if the
 jobserver when ``execution: remote`` says so.  A private jobserver belongs to one session and ends with it.
 """
 import os
+import sys
 import typing as _t
 
 from . import launch
-from .jobclient import JobserverClient
 from .cpus import usable_cpus
+from .durable import make_folders
+from .errors import ConfigurationError
+from .jobclient import JobserverClient
 
 
 def specs(settings, stores: dict) -> _t.List[launch.ServiceSpec]:
@@ -40,8 +43,24 @@ def start(settings, stores: dict) -> _t.Dict[str, launch.Connection]:
     wanted = specs(settings, stores)
     if wanted:
         for folder in (settings.buffer_directory, settings.database_directory):
-            os.makedirs(folder, exist_ok=True)
-    return {connection.service: connection for connection in launch.ensure_all(wanted)}
+            try:
+                make_folders(folder)
+            except OSError as exc:
+                raise ConfigurationError("%s: the folder %s of cluster '%s' cannot be made: %s" % (
+                    settings.cluster.where, folder, settings.cluster.name, exc.strerror)) from None
+    found = {connection.service: connection for connection in launch.ensure_all(wanted)}
+    for spec in wanted:
+        if is_exposed(spec):
+            print("seamless_lite: the %s on %s asks for no signatures (auth: none): everybody who can reach it can use "
+                  "it%s" % (spec.service, spec.network_interface,
+                            ", and so run programs as you" if spec.service == "jobserver" else ""), file=sys.stderr)
+    return found
+
+
+def is_exposed(spec: launch.ServiceSpec) -> bool:
+    """True if other machines may use the service without a signature."""
+    interface = spec.network_interface or "localhost"
+    return not spec.auth and interface not in ("localhost", "::1") and not interface.startswith("127.")
 
 
 def client(connection: launch.Connection) -> JobserverClient:
@@ -55,6 +74,7 @@ class PrivateJobserver:
     def __init__(self, workers: int, stores: dict):
         self._spec = launch.ServiceSpec("jobserver", "jobserver-private", ("--workers", str(workers)), {"stores": stores})
         self._private: _t.Optional[launch.Private] = None
+        self._owner = os.getpid()
 
     def connect(self, again: bool) -> JobserverClient:
         """A client; ``again``: the one that was had before does not answer any more."""
@@ -65,7 +85,7 @@ class PrivateJobserver:
         return client(self._private.connection)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; in a forked child, only forget them."""
         private, self._private = self._private, None
-        if private is not None:
+        if private is not None and self._owner == os.getpid():
             private.close()

@@ -48,6 +48,7 @@ class Session:
         self._interest: "collections.Counter[Checksum]" = collections.Counter()    # who asked for what is in flight
         self._running = threading.local()
         self._lock = threading.RLock()
+        self._owner = os.getpid()
         self._in_process = None
         self._remote = None
         self._connections: _t.Dict[str, _t.Any] = {}
@@ -62,7 +63,8 @@ class Session:
         if settings is not None and settings.remote_clients is not None:
             return _client_stores(settings.remote_clients)
         if settings is None or settings.buffer_directory is None:
-            return self._temporary_spec() if self.workers is not None else MEMORY_SPEC
+            spawns = self.workers is not None or settings is not None and settings.execution == "spawn"
+            return self._temporary_spec() if spawns else MEMORY_SPEC
         cluster = settings.cluster
         for service in ("hashserver", "database") if cluster is not None else ():
             frontend = cluster.frontend_of(service)
@@ -108,6 +110,10 @@ class Session:
                                      "Run what makes it again" % checksum)
             self._recent.put(checksum, data)
         return data
+
+    def doubt(self, checksum: Checksum) -> None:
+        """The bytes of this recipe's result could not be read: look at the stores again next time."""
+        self._known.pop(checksum, None)
 
     def forget(self, checksum: Checksum) -> bool:
         """Forget the result of the recipe with this checksum; False if there was none."""
@@ -251,6 +257,16 @@ class Session:
                 self._connections = services.start(self.settings, self.stores_spec)
             return self._connections
 
+    def after_fork(self) -> None:
+        """In a forked child: what is in flight belongs to the parent, and its threads are not here."""
+        self._lock = threading.RLock()
+        self._running = threading.local()
+        self._in_flight, self._interest = {}, collections.Counter()
+        self._recent = Recent()
+        self._in_process = None
+        if self._remote is not None:
+            self._remote.after_fork()
+
     def close(self) -> None:
         """Give back everything that belongs to this session.  Services go on running."""
         with self._lock:
@@ -260,7 +276,7 @@ class Session:
                 executor.close()
         if self._stores is not None and self.nested is None:
             self._stores.close()
-        if self._temporary is not None:
+        if self._temporary is not None and self._owner == os.getpid():
             self._temporary.cleanup()
 
     # --- the parts ------------------------------------------------------------------------------------

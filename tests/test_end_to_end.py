@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from seamless_lite import launch, services
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLUSTERS = """\
 local:
@@ -448,3 +450,116 @@ def test_a_scratch_result_is_made_again_where_its_bytes_are_needed_and_only_ther
         print(len(chain().run()), done())
         """)
     assert value == "2000 bc"
+
+
+def test_a_damaged_or_deleted_result_is_computed_again(lab):
+    lab.configure(REMOTE)
+    code = """
+        import sys
+        import seamless_lite.config
+        from seamless_lite import direct
+        seamless_lite.config.init()
+        @direct
+        def repeat(n):
+            return "ab" * n
+        print(len(repeat(3)), len(repeat(300_000)))
+        """
+    assert lab.python(code) == "6 600000"
+    store = lab.home / "buffers"
+    for damage in ("truncate", "delete"):
+        for path in store.rglob("??/*"):
+            if path.is_file() and path.read_bytes().startswith(b'"ababab'):
+                path.chmod(0o600)
+                path.write_bytes(b'"aba') if damage == "truncate" else path.unlink()
+        assert lab.python(code) == "6 600000"
+
+
+def test_cancel_reaches_a_job_that_another_thread_or_an_event_loop_waits_for(lab):
+    lab.configure(REMOTE)
+    out = lab.python("""
+        import asyncio, os, threading, time
+        import seamless_lite.config
+        from seamless_lite import delayed
+        from seamless_lite.errors import SeamlessError
+        seamless_lite.config.init()
+        @delayed
+        def sleep(path):
+            import os, time
+            with open(path, "w") as file:
+                file.write(str(os.getpid()))
+            time.sleep(60)
+        def pid_in(path):
+            while not (os.path.exists(path) and open(path).read()):
+                time.sleep(0.01)
+            return int(open(path).read())
+        def gone(pid):
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                try:
+                    os.kill(pid, 0)
+                except ProcessLookupError:
+                    return True
+                time.sleep(0.02)
+            return False
+        def run(tf):
+            try:
+                tf.run()
+            except SeamlessError as exc:
+                print(type(exc).__name__)
+        tf = sleep(os.path.abspath("one"))
+        thread = threading.Thread(target=run, args=[tf])
+        thread.start()
+        pid = pid_in("one")
+        tf.cancel()
+        thread.join(20)
+        print(gone(pid))
+        async def main():
+            try:
+                await asyncio.wait_for(sleep(os.path.abspath("two")).task(), 1)
+            except asyncio.TimeoutError:
+                print("timeout")
+        asyncio.run(main())
+        print(gone(pid_in("two")))
+        """)
+    assert out.splitlines() == ["JobCancelledError", "True", "timeout", "True"]
+
+
+def test_workers_without_any_store_share_a_folder_that_goes_with_the_program(lab):
+    (lab.work / "seamless.yaml").write_text("- persistent: false\n- execution: spawn\n")
+    out = lab.python("""
+        import os
+        import seamless_lite.config as config
+        from seamless_lite import direct
+        config.init()
+        @direct
+        def pid(x):
+            import os
+            return os.getpid()
+        print(pid(1) != os.getpid(), config.session().stores_spec["buffers"]["directory"])
+        """)
+    worked, folder = out.split()
+    assert worked == "True" and not os.path.exists(folder)
+
+
+def test_storage_that_is_made_for_a_cluster_is_private(lab):
+    lab.configure(REMOTE)
+    assert lab.run("-c", "echo hi") == b"hi\n"
+    for name in ("buffers", "results"):
+        assert (lab.home / name).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence_with_file_and_line(lab):
+    lab.configure(REMOTE)
+    clusters = lab.home / ".seamless/clusters.yaml"
+    text = clusters.read_text()
+    clusters.write_text(text.replace("%s/buffers" % lab.home, "/dev/null/buffers"))
+    code, out, err = lab.python("import seamless_lite.config\nseamless_lite.config.init()", check=False)
+    assert code == 1 and "ConfigurationError" in err and "/dev/null/buffers" in err and "clusters.yaml:" in err
+
+
+@pytest.mark.parametrize("interface, auth, exposed", [
+    ("0.0.0.0", False, True), ("10.99.0.1", False, True), ("127.0.0.1", False, False), (None, False, False),
+    ("localhost", False, False), ("0.0.0.0", True, False)])
+def test_a_service_is_exposed_if_other_machines_reach_it_without_a_signature(interface, auth, exposed):
+    spec = launch.ServiceSpec("jobserver", "key", network_interface=interface, port_range=(1, 2), auth=auth)
+    assert services.is_exposed(spec) == exposed

@@ -282,3 +282,56 @@ def test_lambdas_work_and_functions_in_a_command_line_are_refused_or_work(tmp_pa
         assert b"FunctionError" in done.stderr and b"source" in done.stderr
     else:
         assert done.stdout == b"2\n"
+
+
+def test_the_first_thing_that_runs_may_be_in_another_thread(tmp_path):
+    done = run_script("""
+        from seamless_lite import delayed, parallel
+        @delayed
+        def add(a, b):
+            return a + b
+        print([tf.value for tf in parallel(add(i, i) for i in range(10))])
+        """, tmp_path)
+    assert done.stdout == b"[0, 2, 4, 6, 8, 10, 12, 14, 16, 18]\n", done.stderr.decode()
+
+
+def test_an_interrupted_start_does_not_block_the_next_one(monkeypatch):
+    store = config.session().store
+    real = store.put_many
+
+    def interrupted(datas):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(store, "put_many", interrupted)
+    tf = add("a" * 3_000_000, "b")
+    with pytest.raises(KeyboardInterrupt):
+        tf.start()
+    assert tf.status == "Status: canceled"
+    monkeypatch.setattr(store, "put_many", real)
+    assert add("c", "d").start().run() == "cd"
+
+
+def test_parallel_names_what_is_not_a_transformation():
+    with pytest.raises(UsageError, match="item 1 .*None"):
+        list(parallel([add(1, 1), None, add(2, 2)]))
+    with pytest.raises(UsageError, match="item 0"):
+        list(parallel([7]))
+
+
+@pytest.mark.parametrize("spawned", ["", "seamless_lite.spawn(1)"])
+def test_forked_children_run_transformations_of_their_own(tmp_path, spawned):
+    done = run_script("""
+        import multiprocessing, seamless_lite
+        from seamless_lite import delayed, parallel
+        %s
+        @delayed
+        def square(i):
+            return i * i
+        def work(k):
+            return sum(tf.value for tf in parallel(square(k * 100 + i) for i in range(20)))
+        print(work(0))
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map(work, [1, 2]))
+        print(work(3))
+        """ % spawned, tmp_path)
+    expected = [sum((k * 100 + i) ** 2 for i in range(20)) for k in range(4)]
+    assert done.stdout.decode().split("\n")[:3] == [str(expected[0]), str(expected[1:3]), str(expected[3])], done.stderr.decode()
