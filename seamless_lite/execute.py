@@ -52,7 +52,7 @@ def execute(recipe: Recipe, meta: Meta, store, *, log_fd: _t.Optional[int] = Non
         raise JobError("the code of the job cannot be used: %s" % exc) from None
     label = meta.label or program.name
     modules, inputs = _inputs(recipe, store, label)
-    value = _run(program, recipe, label, modules, inputs)
+    value = _run(program, recipe, label, Sandbox(recipe.checksum, modules, meta.children), inputs)
     return store_value(store, value, recipe.output[1], label)
 
 
@@ -101,16 +101,14 @@ def _module(store, name, checksum, what) -> _t.Dict[str, Program]:
 
 # --- running -----------------------------------------------------------------------------------------------
 
-def _run(program: Program, recipe: Recipe, label: str, modules, inputs):
+def _run(program: Program, recipe: Recipe, label: str, sandbox: Sandbox, inputs):
     """The value that the code makes.  Raises ``JobError``."""
     failure: BaseException
-    sandbox = Sandbox(recipe.checksum, modules)
     with sandbox as namespace:
         try:
             program.register()
             namespace["__file__"] = program.file
-            if modules:
-                sandbox.import_modules()
+            sandbox.import_modules()
             value = program.run(namespace, inputs, recipe.output[0])
             if value is not None:
                 return value

@@ -7,6 +7,7 @@ between them work as in a real package.  The code sees the package as ``transfor
 Compiled code is kept from run to run.  Its lines are registered with ``linecache``: tracebacks show them,
 and ``inspect.getsource`` finds functions that are defined here (nested transformations need that).
 """
+import __future__
 import builtins
 import collections
 import importlib
@@ -24,6 +25,8 @@ from .usercode import code_kind, compile_user
 
 KEPT_PROGRAMS = 256
 _FUTURE = "from __future__ import annotations\n"
+#: Types of what a function's name may stand for in its namespace without having been declared as a global.
+_UNDECLARED = (types.ModuleType, type(__future__.annotations), type(None))
 
 
 class NoResult(Exception):
@@ -55,8 +58,12 @@ class Program:
     def run(self, namespace: dict, inputs: dict, result: str):
         """Execute, and return the value; a block's value is what it assigns to ``result`` (``NoResult`` if nothing)."""
         if self.kind == "function":
+            declared = namespace.get(self.name)
             exec(self.code, namespace)
-            return namespace[self.name](**inputs)
+            function = namespace[self.name]
+            if not isinstance(declared, _UNDECLARED):   # a driver that calls itself calls the transformer
+                namespace[self.name] = declared
+            return function(**inputs)
         if self.kind == "lambda":
             return eval(self.code, namespace)(**inputs)
         namespace.update(inputs)
@@ -160,11 +167,14 @@ class Sandbox:
     """The namespace of one run: ``with Sandbox(identity, modules) as namespace``.
 
     ``identity`` names the run (equal runs get equal module names, as far as possible: a name may show up in a
-    result); ``modules`` maps names of pins to what ``module_programs`` gives.
+    result); ``modules`` maps names of pins to what ``module_programs`` gives; ``children`` (as in ``Meta``)
+    maps names of transformers in ``main`` to their ``meta``.
     """
 
-    def __init__(self, identity: str, modules: _t.Mapping[str, _t.Mapping[str, Program]]):
+    def __init__(self, identity: str, modules: _t.Mapping[str, _t.Mapping[str, Program]],
+                 children: _t.Mapping[str, dict] = {}):
         self._modules = modules
+        self._children = children
         self.package = types.ModuleType("transformer_" + identity[:16])
         # dict.setdefault is atomic: of two threads with the same job one gets the next name
         while sys.modules.setdefault(self.package.__name__, self.package) is not self.package:
@@ -186,9 +196,11 @@ class Sandbox:
         namespace = self.package.__dict__
         for name in sorted(self._modules, key=lambda name: (name == "main", name)):
             module = importlib.import_module("%s.%s" % (self.package.__name__, name))
-            if name == "main":
-                namespace.update((key, value) for key, value in vars(module).items() if not key.startswith("__"))
             namespace[name] = module
+            if name == "main":
+                for child in self._children.keys() & vars(module).keys():
+                    vars(module)[child].meta = self._children[child]
+                namespace.update((key, value) for key, value in vars(module).items() if not key.startswith("__"))
 
     def furnish_main(self, namespace: dict, program: Program) -> None:
         """Put into ``main`` what it may use without a definition: the other modules, and our decorators."""

@@ -81,6 +81,20 @@ def surround(owner: str, modules: _t.Mapping, globals_: _t.Mapping) -> Surroundi
     return Surroundings(pins, buffers, frozenset(names), modules, globals_)
 
 
+def children(globals_: _t.Mapping) -> _t.Dict[str, dict]:
+    """``Meta.children`` for a function with these globals: what is set for the transformers among them, and
+    among theirs, that is no part of the identity."""
+    found: _t.Dict[str, dict] = {}
+    todo = list(globals_.items())
+    while todo:
+        name, value = todo.pop()
+        if name not in found and is_transformer(value):
+            own = {key: getattr(value, key) for key in ("local", "scratch") if hasattr(value, key)}
+            found[name] = {**getattr(value, "meta", {}), **own}
+            todo.extend(_items(value, "globals").items())
+    return {name: meta for name, meta in found.items() if any(meta.values())}
+
+
 # --- globals: the module ``main`` -----------------------------------------------------------------------
 
 class Piece(_t.NamedTuple):

@@ -102,7 +102,8 @@ class Meta(_t.NamedTuple):
     ``metavars``: environment variables of a shell job (``--metavar``); ``environment``: the ``__env__``
     object (``{"conda_environment": ...}``); ``scratch``: the result's bytes are not kept; ``local``: run in
     the calling process whatever the configuration says; ``timeout_s``: seconds that the job may run;
-    ``record``: write a full execution record; ``label``: how to call the job in messages.
+    ``record``: write a full execution record; ``label``: how to call the job in messages; ``children``: this
+    for the transformers among the function's globals, by name.
     """
     metavars: _t.Mapping[str, str] = {}
     environment: _t.Mapping[str, object] = {}
@@ -111,6 +112,7 @@ class Meta(_t.NamedTuple):
     timeout_s: _t.Optional[float] = None
     record: bool = False
     label: str = ""
+    children: _t.Mapping[str, _t.Mapping[str, object]] = {}
 
     def to_dict(self) -> dict:
         """The fields that differ from their defaults."""

@@ -18,6 +18,7 @@ from .checksum import Checksum
 from .errors import CelltypeError, FunctionError
 from .function import build_recipe, python_code, string_code
 from .handle import Transformation
+from .surroundings import children
 from .transformation import Meta
 
 LANGUAGES = ("python", "bash")
@@ -106,7 +107,7 @@ class Transformer:
 
     @meta.setter
     def meta(self, value: _t.Mapping):
-        known = set(Meta._fields) - {"metavars"}
+        known = set(Meta._fields) - {"metavars", "children"}
         for name in value:
             if name not in known:
                 raise FunctionError("meta has no %r; it has %s" % (name, ", ".join(sorted(known))))
@@ -138,7 +139,8 @@ class Transformer:
         meta = self._meta
         if (meta.local, meta.scratch, meta.label) != (self.local, self.scratch, code.name):
             meta = meta._replace(local=self.local, scratch=self.scratch, label=meta.label or code.name)
-        return Transformation(recipe, buffers, meta, dependencies)
+        nested = children(self.globals._values)
+        return Transformation(recipe, buffers, meta._replace(children=nested) if nested else meta, dependencies)
 
     def _checked_code(self):
         if self._refused is not None:

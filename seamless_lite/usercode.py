@@ -16,11 +16,11 @@ ANNOTATIONS = __future__.annotations.compiler_flag
 _quiet = threading.Lock()       # catch_warnings changes a list that all threads share
 
 
-def compile_user(source, filename: str, mode: str = "exec"):
+def compile_user(source, filename: str, mode: str = "exec", flags: int = ANNOTATIONS):
     """``compile`` for text (or a syntax tree) of the user: our own future imports do not count."""
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")         # they were shown when the user's own file was compiled
-        return compile(source, filename, mode, ANNOTATIONS, dont_inherit=True)
+        return compile(source, filename, mode, flags, dont_inherit=True)
 
 
 def parse_user(text: str) -> ast.Module:

@@ -1,5 +1,8 @@
 """Python recipes are executed: values, modules, errors; and nothing of a run is left behind."""
+import json
 import linecache
+import os
+import subprocess
 import sys
 import textwrap
 import threading
@@ -15,7 +18,11 @@ from seamless_lite.errors import (CacheMissError, CelltypeError, ConfigurationEr
 from seamless_lite.execute import execute
 from seamless_lite.folder import MemoryBuffers
 from seamless_lite.function import build_recipe, python_code, string_code
+from seamless_lite.surroundings import children
 from seamless_lite.transformation import Meta, Recipe
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def run(code, celltypes={}, modules={}, globals_={}, meta=Meta(), **arguments):
@@ -275,6 +282,107 @@ def test_a_nested_call_is_the_same_transformation_inside_and_outside(tmp_path):
     m = write_module(tmp_path, "nested_identity", textwrap.dedent(NESTED))
     inside = run("result = str(mid.transformation(7).construct())", globals_={"mid": m.mid})
     assert inside == str(m.mid(7).construct())
+
+
+RECURSIVE = """
+    from seamless_lite.transformer import direct, delayed
+    K = 5
+
+    @delayed
+    def nest(n):
+        return [] if n == 0 else [str(nest(n - 1).construct())] + nest(n - 1).run()
+    nest.globals.nest = nest
+    nest.celltypes.n = "int"
+    nest.modules.helper = {"type": "interpreted", "code": "x = 1"}
+
+    @direct
+    def even(n):
+        return n == 0 or odd(n - 1)
+    @delayed
+    def odd(n):
+        '''reaches
+    far left'''
+        return n != 0 and again(n - 1) if helper(K) else 0   # a comment
+        # and another one
+
+    def helper(x):
+        return x + 1
+        # a comment at the end
+
+    even.globals.odd = direct(odd)
+    even.globals.odd.globals.update({"again": even, "K": K, "helper": helper})
+    even.globals.odd.celltypes.n = "plain"
+
+    @direct
+    def main(n):
+        return n if n == 0 else 1 + main(n - 1) * K
+    main.globals.update({"main": main, "K": 2})
+    """
+
+
+def test_a_driver_that_calls_itself_is_the_same_transformation_at_every_depth(tmp_path):
+    m = write_module(tmp_path, "recursive", textwrap.dedent(RECURSIVE))
+    inside = m.nest(6).run()
+    assert inside == [str(m.nest(n).construct()) for n in (5, 4, 3, 2, 1, 0)]
+
+
+def test_two_drivers_that_call_each_other_are_the_same_transformations_at_every_depth(tmp_path):
+    import seamless_lite.config as config
+    m = write_module(tmp_path, "circular", textwrap.dedent(RECURSIVE))
+    assert m.even(6) is True
+    session = config.session()
+    pairs = [(m.even, n) for n in (6, 4, 2, 0)] + [(m.even.globals.odd, n) for n in (5, 3, 1)]
+    assert all(session.lookup(driver.transformation(n)._recipe) for driver, n in pairs)
+
+
+def test_a_driver_called_main_calls_itself_too(tmp_path):
+    m = write_module(tmp_path, "called_main", textwrap.dedent(RECURSIVE))
+    assert m.main(3) == 1 + 2 * (1 + 2 * 1) and json.dumps(m.main(1)) == "1"
+
+
+def test_plain_recursion_stays_plain_whatever_the_function_is_called():
+    for name in ("f", "main", "annotations"):
+        text = "def %s(n):\n    return K if n == 0 else 1 + %s(n - 1)" % (name, name)
+        assert run(text, globals_={"K": 7}, n=3) == 10
+
+
+def test_recursion_to_depth_20_with_one_worker_makes_20_jobs(tmp_path):
+    script = tmp_path / "recursion.py"
+    script.write_text(textwrap.dedent("""
+        import seamless_lite
+        from seamless_lite import delayed
+        seamless_lite.spawn(1)
+        @delayed
+        def nest(n):
+            import os
+            return [os.getpid()] + (nest(n - 1).run() if n else [])
+        nest.globals.nest = nest
+        pids = nest(20).run()
+        print(len(pids), len(set(pids)))
+        """))
+    done = subprocess.run([sys.executable, str(script)], env=dict(os.environ, PYTHONPATH=ROOT), timeout=90,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert (done.stdout, done.stderr) == ("21 21\n", "")     # each waits in its own process for the next
+
+
+def test_what_is_set_for_a_nested_transformer_beside_its_identity_arrives_inside(tmp_path):
+    m = write_module(tmp_path, "nested_meta", textwrap.dedent(NESTED))
+    globals_ = {"mid": m.mid, "add": m.add, "plain": m.plain}
+    text = ("t = leaf.transformation(1).meta\n"
+            "result = [t.timeout_s, t.local, t.scratch, mid.meta, mid.globals.leaf is leaf, add(1), add.local]")
+    plain = run(text, globals_=globals_)
+    assert plain == [None, False, False, {}, True, 2, False] and children(globals_) == {}
+    m.leaf.meta = {"timeout_s": 7, "label": "leaf"}
+    m.leaf.local = m.leaf.scratch = True
+    meta = Meta.from_dict(json.loads(json.dumps(Meta(children=children(globals_)).to_dict())))
+    assert run(text, globals_=globals_, meta=meta) == [7, True, True, {}, True, 2, False]
+
+
+def test_a_driver_among_its_own_globals_has_its_settings_once(tmp_path):
+    m = write_module(tmp_path, "recursive_meta", textwrap.dedent(RECURSIVE))
+    m.nest.local = True
+    assert children({"nest": m.nest}) == {"nest": {"local": True, "scratch": False}}
+    assert children({"even": m.even}) == {}
 
 
 def test_a_transformer_whose_own_globals_are_missing_is_refused_before_it_travels(tmp_path):

@@ -274,14 +274,32 @@ def test_workers_need_no_main_guard(tmp_path):
     assert (done.stdout, done.stderr) == (b"True\n", b"")
 
 
-def test_lambdas_work_and_functions_in_a_command_line_are_refused_or_work(tmp_path):
+def test_lambdas_work_and_functions_in_a_command_line_too(tmp_path):
     assert direct(lambda x: x + 1)(2) == 3
     done = run_script("", tmp_path, "-c", "from seamless_lite import direct\n"
                       "@direct\ndef f(x):\n    return x + 1\nprint(f(1))")
-    if done.returncode:             # no source is kept for python -c before 3.13
-        assert b"FunctionError" in done.stderr and b"source" in done.stderr
-    else:
-        assert done.stdout == b"2\n"
+    assert done.stdout == b"2\n", done.stderr.decode()
+
+
+def test_what_is_set_beside_the_identity_reaches_children_declared_in_globals(tmp_path):
+    done = run_script("""
+        import seamless_lite
+        from seamless_lite import delayed, direct
+        @delayed
+        def nap(x):
+            import time
+            time.sleep(30)
+        nap.meta = {"timeout_s": 0.3}
+        @direct
+        def driver(x):
+            tf = nap(x)
+            tf.compute()
+            return type(tf.exception).__name__
+        driver.globals.nap = nap
+        seamless_lite.spawn(1)
+        print(driver(1))
+        """, tmp_path)
+    assert done.stdout == b"DeadlineError\n", done.stderr.decode()
 
 
 def test_the_first_thing_that_runs_may_be_in_another_thread(tmp_path):
