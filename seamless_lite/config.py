@@ -6,7 +6,6 @@ store, ``~/.seamless/cache``.  Each stage has a session of its own, kept until t
 to a stage finds everything as it was left.
 """
 import atexit
-import dataclasses
 import os
 import sys
 import threading
@@ -36,7 +35,7 @@ class _State:
         from .settings import load_settings
         settings = load_settings(self.workdir or os.getcwd(), stage=stage, substage=substage, environ=os.environ)
         if self.workers is not None:
-            settings = dataclasses.replace(settings, execution="spawn")
+            settings = settings._replace(execution="spawn")
         session = next((s for s in self.sessions if s.settings == settings and s.workers == self.workers), None)
         if session is None:
             for warning in settings.warnings:

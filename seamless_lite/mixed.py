@@ -11,6 +11,7 @@ object unless somebody has imported numpy.  ``bytes`` never need it, except that
 """
 import enum
 import importlib
+import itertools
 import json
 import re
 import struct
@@ -53,7 +54,7 @@ def type_name(value) -> str:
     return cls.__name__ if cls.__module__ == "builtins" else "%s.%s" % (cls.__module__, cls.__name__)
 
 
-# --- kinds of leaves ---------------------------------------------------------------------------
+# --- kinds of leaves
 
 def is_binary(value) -> bool:
     """True for a binary leaf."""
@@ -96,13 +97,11 @@ def key_text(key) -> str:
     raise TypeError("a key is a %s" % type_name(key))
 
 
-# --- writing -----------------------------------------------------------------------------------
+# --- writing
 
 def dumps(value) -> bytes:
     """Write a value that is a binary leaf or has one inside.  Raises ``CelltypeError``."""
-    if is_binary(value):
-        return _npy(value)
-    return _composite(value)
+    return _npy(value) if is_binary(value) else _composite(value)
 
 
 def dumps_array(value) -> bytes:
@@ -117,7 +116,7 @@ def dumps_array(value) -> bytes:
 def _npy(value) -> bytes:
     if isinstance(value, bytes):
         data = value or b"\0"               # numpy has no strings of length 0
-        return b"".join((_npy_header("|S%d" % len(data), False, ()), data))
+        return _npy_header("|S%d" % len(data), False, ()) + data
     np = load_numpy()
     array, clean = _storable(value)
     fortran = bool(array.flags.f_contiguous and not array.flags.c_contiguous)
@@ -190,81 +189,74 @@ def _aligned(dtype):
 
 def _composite(value) -> bytes:
     leaves: list = [b""]
-    form, skeleton, storage = _describe(value, "the value", 0, leaves)
-    ends, end = [], 0
-    for leaf in leaves:
-        end += len(leaf)
-        ends.append(end)
+    form, skeleton = _describe(value, "the value", 0, leaves)
+    name = form.pop("storage").encode("ascii")          # that of the whole stands in front of the form
+    ends = list(itertools.accumulate(map(len, leaves)))
     try:
         form_json = json.dumps(form).encode("ascii")
         jsons = json.dumps([ends, skeleton]).encode("ascii")
     except (ValueError, RecursionError) as exc:
-        raise CelltypeError("the value cannot be written as 'mixed': %s" % exc) from None
-    name = storage.encode("ascii")
+        raise _unwritable(exc) from None
     return b"".join([COMPOSITE_MAGIC, bytes([len(name)]), name, struct.pack("<I", len(form_json)), form_json,
-                     INNER_MAGIC, struct.pack("<QQ", len(jsons), end), jsons] + leaves)
+                     INNER_MAGIC, struct.pack("<QQ", len(jsons), ends[-1]), jsons] + leaves)
+
+
+def _unwritable(reason) -> CelltypeError:
+    return CelltypeError("the value cannot be written as 'mixed': %s" % reason)
 
 
 def _describe(value, where: str, depth: int, leaves: list):
-    """(form, skeleton, storage) of ``value``, whose binary leaves are appended to ``leaves``.
+    """(form, skeleton) of ``value``, whose binary leaves are appended to ``leaves``.
 
-    ``storage`` is None for plain content, else "pure-binary" or "mixed-plain".
+    A form with binary leaves below says so under "storage", its last key.
     """
-    if isinstance(value, (dict, list, tuple)):
-        if depth == MAX_DEPTH:
-            raise CelltypeError("the value contains itself or is nested more than %d levels deep" % MAX_DEPTH)
-        describe = _describe_dict if isinstance(value, dict) else _describe_list
-        return describe(value, where, depth + 1, leaves)
     if is_binary(value):
-        return _describe_binary(value, where, leaves)
-    try:
-        leaf = plain_leaf(value)
-    except ValueError as exc:
-        raise CelltypeError("the value cannot be written as 'mixed': %s %s" % (where, exc)) from None
-    return _TYPE_NAMES[type(leaf)], leaf, None
+        return {**_binary_form(value, where, leaves), "storage": "pure-binary"}, 0
+    if not isinstance(value, (dict, list, tuple)):
+        try:
+            leaf = plain_leaf(value)
+        except ValueError as exc:
+            raise _unwritable("%s %s" % (where, exc)) from None
+        return _TYPE_NAMES[type(leaf)], leaf
+    if depth == MAX_DEPTH:
+        raise CelltypeError("the value contains itself or is nested more than %d levels deep" % MAX_DEPTH)
+    form: dict
+    if isinstance(value, dict):
+        texts = _key_texts(value, where)
+        parts = {texts[key]: _describe(value[key], "%s[%r]" % (where, key), depth + 1, leaves)
+                 for key in sorted(value, key=texts.__getitem__)}
+        # Leaves are taken in the order of the sorted keys, but forms stand in the order of the value.
+        forms = [parts[text][0] for text in texts.values()]
+        skeleton = {text: parts[text][1] for text in texts.values()}
+        form = {"type": "object", "properties": dict(zip(skeleton, forms))} if forms else {"type": "object"}
+    else:
+        items = [_describe(item, "%s[%d]" % (where, index), depth + 1, leaves) for index, item in enumerate(value)]
+        forms, skeleton = [item[0] for item in items], [item[1] for item in items]
+        identical = all(form == forms[0] for form in forms)
+        form = {"type": "array", "items": forms if not identical else forms[0] if forms else None,
+                "identical": identical, "shape": [len(forms)]}
+    if any(_storage(part) is not None for part in forms):
+        form["storage"] = "mixed-plain"
+    return form, skeleton
 
 
-def _describe_dict(value: dict, where: str, depth: int, leaves: list):
-    # Keys become text before they are sorted, because the reader can sort nothing but text.
+def _key_texts(value: dict, where: str) -> dict:
+    """The texts of the keys.  They are made before sorting, because the reader can sort nothing but text."""
     try:
         texts = {key: key_text(key) for key in value}
     except TypeError as exc:
-        raise CelltypeError("the value cannot be written as 'mixed': in %s %s" % (where, exc)) from None
+        raise _unwritable("in %s %s" % (where, exc)) from None
     if len(set(texts.values())) < len(texts):
-        raise CelltypeError("the value cannot be written as 'mixed': %s has two keys that are the same as text" % where)
-    forms, skeletons, storage = dict.fromkeys(texts.values()), dict.fromkeys(texts.values()), None
-    for key in sorted(value, key=texts.__getitem__):
-        text = texts[key]
-        forms[text], skeletons[text], stored = _describe(value[key], "%s[%r]" % (where, key), depth, leaves)
-        if stored is not None:
-            forms[text]["storage"] = stored
-            storage = "mixed-plain"
-    form: dict = {"type": "object"}
-    if forms:
-        form["properties"] = forms
-    return form, skeletons, storage
+        raise _unwritable("%s has two keys that are the same as text" % where)
+    return texts
 
 
-def _describe_list(value, where: str, depth: int, leaves: list):
-    forms, skeletons, storage = [], [], None
-    for index, item in enumerate(value):
-        form, skeleton, stored = _describe(item, "%s[%d]" % (where, index), depth, leaves)
-        if stored is not None:
-            form["storage"] = stored
-            storage = "mixed-plain"
-        forms.append(form)
-        skeletons.append(skeleton)
-    identical = all(form == forms[0] for form in forms)
-    items = forms if not identical else forms[0] if forms else None
-    return {"type": "array", "items": items, "identical": identical, "shape": [len(forms)]}, skeletons, storage
-
-
-def _describe_binary(value, where: str, leaves: list):
+def _binary_form(value, where: str, leaves: list) -> dict:
     if isinstance(value, bytes):
         data = bytes(value) or b"\0"
         leaves.append(data)
         items: dict = {"type": "string", "bytesize": len(data)}
-        return {"type": "array", "items": items, "identical": True, "shape": [], "contiguous": True}, 0, "pure-binary"
+        return {"type": "array", "items": items, "identical": True, "shape": [], "contiguous": True}
     try:
         array, clean = _storable(value)
     except CelltypeError as exc:
@@ -276,7 +268,7 @@ def _describe_binary(value, where: str, leaves: list):
                 "contiguous": _is_contiguous(array)}
         if not form["contiguous"]:
             form["strides"] = list(array.strides)
-    return form, 0, "pure-binary"
+    return form
 
 
 def _is_contiguous(array) -> bool:
@@ -301,14 +293,14 @@ def _dtype_form(dtype) -> dict:
     return form
 
 
-# --- reading -----------------------------------------------------------------------------------
+# --- reading
 
 _DAMAGE = (KeyError, IndexError, TypeError, AttributeError, SyntaxError, OverflowError, MemoryError, struct.error)
 
 
 def is_binary_buffer(data: bytes) -> bool:
     """True if ``data`` starts as an ``.npy`` file or a composite does."""
-    return data.startswith(NPY_MAGIC) or data.startswith(COMPOSITE_MAGIC)
+    return data.startswith((NPY_MAGIC, COMPOSITE_MAGIC))
 
 
 def loads(data: bytes):
@@ -382,7 +374,7 @@ class _Composite:
         storage = data[at:at + data[at - 1]]
         at += len(storage)
         form_end = at + 4 + struct.unpack_from("<I", data, at)[0]
-        self.form = json.loads(data[at + 4:form_end].decode("utf-8"))
+        self.form = {**json.loads(data[at + 4:form_end].decode("utf-8")), "storage": "mixed-plain"}
         if storage != b"mixed-plain" or not data.startswith(INNER_MAGIC, form_end):
             raise ValueError("it is damaged (its parts are not those of a composite)")
         at = form_end + len(INNER_MAGIC)
@@ -395,25 +387,26 @@ class _Composite:
         self.pieces: _t.Iterator = iter(list(zip(offsets, offsets[1:])))
 
     def value(self):
-        value = self._build(self.form, "mixed-plain", self.skeleton)
+        value = self._build(self.form, self.skeleton)
         if next(self.pieces, None) is not None:
             raise ValueError("it is damaged (more data than its form describes)")
         return value
 
-    def _build(self, form, storage, skeleton):
-        if storage == "pure-binary":
-            return self._leaf(form)
+    def _build(self, form, skeleton):
+        storage = _storage(form)
         if storage is None:                 # no binary leaf below: the skeleton is the value
             return skeleton
+        if storage == "pure-binary":
+            return self._leaf(form)
         if form["type"] == "object":
-            forms, built = form["properties"], dict.fromkeys(skeleton)
+            built = dict.fromkeys(skeleton)
             for key in sorted(skeleton):
-                built[key] = self._build(forms[key], _storage(forms[key]), skeleton[key])
+                built[key] = self._build(form["properties"][key], skeleton[key])
             return built
         items = [form["items"]] * len(skeleton) if form["identical"] else form["items"]
         if len(items) != len(skeleton):
             raise ValueError("it is damaged (a list of %d items has %d forms)" % (len(skeleton), len(items)))
-        return [self._build(item, _storage(item), value) for item, value in zip(items, skeleton)]
+        return [self._build(item, value) for item, value in zip(items, skeleton)]
 
     def _leaf(self, form):
         begin, end = next(self.pieces, (0, -1))

@@ -9,14 +9,14 @@
    over all;
 4. what is left unsaid is decided in ``_resolve``: the cluster, where jobs run, where buffers and results are kept.
 """
-import dataclasses
 import os
 import typing as _t
 
-from .clusters import Cluster, Definitions, check_queue, check_queue_name
+from .clusters import Cluster, Definitions, Text, check_queue, check_queue_name
 from .errors import ConfigurationError
 from . import yamlfile
-from .yamlfile import Node, boolean, choice, listed, mapping, name, nearest, null_or, path_name, raw, read, text, whole
+from .yamlfile import Node, boolean, choice, listed, mapping, member, name, nearest, null_or, path_name, raw, read, text
+from .yamlfile import whole
 
 PROJECT_FILE = "seamless.yaml"
 PROFILE_FILE = "seamless.profile.yaml"
@@ -29,6 +29,7 @@ _COMMANDS = {
     "cluster": null_or(name), "project": name, "subproject": path_name,
     "execution": choice("process", "spawn", "remote"), "remote": null_or(choice(*BACKENDS)), "persistent": boolean,
     "queue": text, "record": boolean, "node": null_or(text), "nparallel": whole, "clusters": mapping}
+_UNSAID = Node(None)        # the value of a command that is not given
 _WORDS = tuple(_COMMANDS) + ("inherit_from_parent", "stage")
 
 
@@ -36,12 +37,11 @@ class RemoteClient(_t.NamedTuple):
     """A store that somebody else started.  ``service`` is "hashserver" (it may be only a directory) or "database"."""
     service: str
     readonly: bool
-    url: _t.Optional[str] = None
-    directory: _t.Optional[str] = None
+    url: Text = None
+    directory: Text = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(_t.NamedTuple):
     """What the configuration says for one stage.
 
     ``remote`` is None unless ``execution`` is "remote", and then one of ``BACKENDS``.  ``cluster`` is None for the
@@ -51,28 +51,28 @@ class Settings:
     ``remote_clients`` what ``SEAMLESS_REMOTE_CLIENTS`` lists (None if it is not set).
     """
     workdir: str
-    project: _t.Optional[str] = None
-    subproject: _t.Optional[str] = None
-    stage: _t.Optional[str] = None
-    substage: _t.Optional[str] = None
+    project: Text = None
+    subproject: Text = None
+    stage: Text = None
+    substage: Text = None
     execution: str = "process"
     persistent: bool = True
-    remote: _t.Optional[str] = None
-    queue: _t.Optional[str] = None
-    node: _t.Optional[str] = None
+    remote: Text = None
+    queue: Text = None
+    node: Text = None
     record: bool = False
     nparallel: _t.Optional[int] = None
     workers: _t.Optional[int] = None
     cluster: _t.Optional[Cluster] = None
-    buffer_directory: _t.Optional[str] = None
-    database_directory: _t.Optional[str] = None
+    buffer_directory: Text = None
+    database_directory: Text = None
     remote_clients: _t.Optional[_t.Tuple[RemoteClient, ...]] = None
     warnings: _t.Tuple[str, ...] = ()
     files: _t.Tuple[str, ...] = ()
     stages: _t.Tuple[str, ...] = ()
 
     @property
-    def database_file(self) -> _t.Optional[str]:
+    def database_file(self) -> Text:
         """The SQLite file of the results, or None."""
         return None if self.database_directory is None else self.database_directory + "/seamless.db"
 
@@ -80,19 +80,20 @@ class Settings:
         """The readable name of a service of this stage, as in compat/http.md section 6."""
         cluster = self.cluster.name if self.cluster is not None else EMBEDDED
         if not self.persistent and service == "daskserver":
-            return _key_text("-".join(["pure-daskserver", cluster] + ([self.queue] if self.queue else [])))
-        parts = [self.project or TOPLEVEL]
-        if self.subproject:
-            parts += self.subproject.split("/")
-        if self.stage and service in BACKENDS:
+            words = ["pure-daskserver", cluster] + ([self.queue] if self.queue else [])
+        else:
+            words = [service, cluster, mode, "--".join(self._parts(service in BACKENDS))]
+        return "".join(letter if letter.isascii() and letter.isalnum() or letter in "._-" else "_"
+                       for letter in "-".join(words))
+
+    def _parts(self, of_backend=False) -> _t.List[str]:
+        """Project, subproject and stage, as keys and paths name them."""
+        parts = [self.project or TOPLEVEL] + (self.subproject.split("/") if self.subproject else [])
+        if self.stage and of_backend:
             parts.append("STAGE-" + self.stage + ("SUBSTAGE-" + self.substage if self.substage else ""))
         elif self.stage and not (self.cluster is not None and self.cluster.share_stages):
             parts.append("STAGE-" + self.stage)
-        return _key_text("-".join((service, cluster, mode, "--".join(parts))))
-
-
-def _key_text(key):
-    return "".join(letter if letter.isascii() and letter.isalnum() or letter in "._-" else "_" for letter in key)
+        return parts
 
 
 def home_of(environ: _t.Mapping[str, str]) -> str:
@@ -105,9 +106,8 @@ def seamless_home(environ: _t.Mapping[str, str]) -> str:
     return yamlfile.expand(environ.get("SEAMLESS_HOME", "").strip() or "~/.seamless", home_of(environ))
 
 
-def load_settings(workdir: str, *, project: _t.Optional[str] = None, subproject: _t.Optional[str] = None,
-                  stage: _t.Optional[str] = None, substage: _t.Optional[str] = None,
-                  execution: _t.Optional[str] = None, node: _t.Optional[str] = None, queue: _t.Optional[str] = None,
+def load_settings(workdir: str, *, project: Text = None, subproject: Text = None, stage: Text = None,
+                  substage: Text = None, execution: Text = None, node: Text = None, queue: Text = None,
                   environ: _t.Optional[_t.Mapping[str, str]] = None) -> Settings:
     """The settings of the folder ``workdir``; an argument wins over the files.
 
@@ -131,40 +131,33 @@ def load_settings(workdir: str, *, project: _t.Optional[str] = None, subproject:
     commands = _Commands(stage)
     commands.read_folder(workdir)
     if stage is not None and stage not in commands.stages:
-        raise _unknown_stage(stage, commands, workdir)
+        raise ConfigurationError("there is no stage %r in %s; the stages are %s%s" % (
+            stage, " or ".join(commands.files), listed(commands.stages), nearest(stage, commands.stages))
+            if commands.stages else
+            "there is no stage %r, as no file mentions a stage; write '- stage %s:' in %s, and indented below it what "
+            "differs there" % (stage, stage, os.path.join(workdir, PROJECT_FILE)))
     definitions = Definitions(home_of(environ), seamless_home(environ))
     definitions.read_files()
     values = _evaluate(commands.entries, definitions)
-    if "project" in asked:
-        values.pop("subproject", None)
+    if project is not None:
+        values["subproject"] = _UNSAID
     values.update(asked)
-    fixed = dataclasses.replace(fixed, files=tuple(commands.files + definitions.files),
-                                stages=tuple(commands.stages), warnings=tuple(commands.warnings))
+    fixed = fixed._replace(files=tuple(commands.files + definitions.files), stages=tuple(commands.stages),
+                           warnings=tuple(commands.warnings))
     return _resolve(fixed, values, definitions)
-
-
-def _unknown_stage(stage, commands, workdir):
-    if commands.stages:
-        return ConfigurationError("there is no stage %r in %s; the stages are %s%s" % (
-            stage, " or ".join(commands.files), listed(commands.stages), nearest(stage, commands.stages)))
-    return ConfigurationError("there is no stage %r, as no file mentions a stage; write '- stage %s:' in %s, and "
-                              "indented below it what differs there"
-                              % (stage, stage, os.path.join(workdir, PROJECT_FILE)))
 
 
 # --- the environment instead of files
 
 def _from_environment(fixed, asked, cache, clients, home) -> Settings:
-    variable = "SEAMLESS_CACHE" if cache else "SEAMLESS_REMOTE_CLIENTS"
     if "execution" in asked and asked["execution"].value == "remote":
-        raise ConfigurationError("execution is 'remote', but %s is set and leaves no cluster; unset it" % variable)
-    values = {"execution": "process", **{word: node.value for word, node in asked.items() if word != "queue"}}
-    values["project"] = values.get("project", TOPLEVEL)
-    values["subproject"] = values.get("subproject") or None
-    settings = dataclasses.replace(fixed, **values)
-    if not cache:
-        return dataclasses.replace(settings, remote_clients=_remote_clients(clients, home))
-    return _with_storage(settings, yamlfile.expand(cache, home))
+        raise ConfigurationError("execution is 'remote', but %s is set and leaves no cluster; unset it" % (
+            "SEAMLESS_CACHE" if cache else "SEAMLESS_REMOTE_CLIENTS"))
+    chosen = {word: node.value or None for word, node in asked.items() if word != "queue"}
+    settings = fixed._replace(**{"project": TOPLEVEL, **chosen})
+    if cache:
+        return _with_storage(settings, yamlfile.expand(cache, home))
+    return settings._replace(remote_clients=_remote_clients(clients, home))
 
 
 def _remote_clients(content, home) -> _t.Tuple[RemoteClient, ...]:
@@ -177,7 +170,7 @@ def _remote_clients(content, home) -> _t.Tuple[RemoteClient, ...]:
     found = []
     for group, node in read(where, root, {"database": raw, "buffer": raw}).items():
         if not isinstance(node.value, list):
-            raise node.error("%r is %s, and must be a list of clients" % (group, node.shown()))
+            raise node.must(group, "be a list of clients")
         found += [_remote_client(group, item, home) for item in node.value]
     if not found:
         raise root.error("there is no client in it; add one under 'database' or 'buffer', or unset the variable")
@@ -192,10 +185,8 @@ def _remote_client(group, node, home):
     url, directory = values.get("remote_url"), values.get("remote_directory")
     if url is None and directory is None:
         raise node.error("a client under %r has no 'remote_url'; add it" % group)
-    if directory is not None:
-        directory = yamlfile.expand(directory, home)
-    service = "hashserver" if group == "buffer" else group
-    return RemoteClient(service, values.get("readonly") is not False, url, directory)
+    return RemoteClient("hashserver" if group == "buffer" else group, values.get("readonly") is not False, url,
+                        None if directory is None else yamlfile.expand(directory, home))
 
 
 def _url(key, node):
@@ -270,8 +261,7 @@ class _Commands:
             raise argument.error("%r holds nothing; write '- %s:', and indent the lines below it that belong to it"
                                  % (word, word))
         if not isinstance(argument.value, list):
-            raise argument.error("%r is %s, and must hold a list; indent the lines that belong to it, each with '- '"
-                                 % (word, argument.shown()))
+            raise argument.must(word, "hold a list; indent the lines that belong to it, each with '- '")
         return stage
 
 
@@ -311,32 +301,30 @@ def _unknown_command(word, argument):
 
 def _evaluate(entries, definitions) -> _t.Dict[str, Node]:
     """The last value of each command; the ``clusters`` commands go to ``definitions``."""
-    values: _t.Dict[str, Node] = {}
+    values = dict.fromkeys(_COMMANDS, _UNSAID)
     for word, node in entries:
         if word == "clusters":
             definitions.add(node)
-            continue
-        if word == "cluster" and "queue" in values:
-            if "cluster" not in values:
+        elif word == "cluster" and values["queue"] is not _UNSAID:
+            if values["cluster"] is _UNSAID:
                 raise values["queue"].error("'queue' must stand below the 'cluster' that it belongs to; move it")
             if values["cluster"].value != node.value:
-                del values["queue"]
+                values["queue"] = _UNSAID
         values[word] = node
     return values
 
 
 def _resolve(fixed, values, definitions) -> Settings:
-    def value(word, default=None):
-        return values[word].value if word in values else default
-    persistent = value("persistent", True)
+    said = {word: node.value for word, node in values.items()}
+    persistent, wants_remote = said["persistent"] is not False, said["execution"] == "remote"
     cluster = None
-    if value("cluster") is not None:
+    if said["cluster"] is not None:
         cluster = _named_cluster(values["cluster"], definitions)
-    elif "cluster" not in values and (persistent or value("execution") == "remote"):
-        cluster = _cluster_of_this_machine(definitions, "project" in values or value("execution") == "remote")
+    elif values["cluster"] is _UNSAID and (persistent or wants_remote):
+        cluster = _cluster_of_this_machine(definitions, wants_remote or said["project"] is not None)
     execution, remote = _placement(values, cluster, definitions)
     warnings = list(fixed.warnings) + _complaints(definitions, cluster)
-    if remote is None and value("execution") == "remote":
+    if remote is None and wants_remote:
         warnings.append(str(values["execution"].error(
             "'execution' is 'remote', but the cluster %r (%s) offers neither jobserver nor daskserver: jobs run in "
             "this process" % (cluster.name, cluster.where))))
@@ -344,28 +332,26 @@ def _resolve(fixed, values, definitions) -> Settings:
         raise values["persistent"].error(
             "'persistent' is false, but a jobserver keeps what it computes; write '- execution: process'%s" % (
                 " or '- remote: daskserver'" if cluster.frontend_of("daskserver") else ""))
-    if value("node") is not None and remote == "daskserver" and cluster.type in (None, "local"):
+    if said["node"] is not None and remote == "daskserver" and cluster.type in (None, "local"):
         raise values["node"].error("'node' is %r, but the cluster %r (%s) has no nodes to choose from; remove the "
                                    "line, or give the cluster 'type: slurm' or 'type: oar'"
-                                   % (value("node"), cluster.name, cluster.where))
-    settings = dataclasses.replace(
-        fixed, project=value("project"), subproject=value("subproject") or None, execution=execution, remote=remote,
-        persistent=persistent, queue=_queue(values, cluster, remote), node=value("node"), record=value("record", False),
-        nparallel=value("nparallel"), cluster=cluster, workers=_workers(cluster, definitions), warnings=tuple(warnings))
+                                   % (said["node"], cluster.name, cluster.where))
+    settings = fixed._replace(
+        project=said["project"], subproject=said["subproject"] or None, execution=execution, remote=remote,
+        persistent=persistent, queue=_queue(values["queue"], cluster, remote), node=said["node"],
+        record=bool(said["record"]), nparallel=said["nparallel"], cluster=cluster,
+        workers=_workers(cluster, definitions), warnings=tuple(warnings))
     return _with_storage(settings, os.path.join(definitions.seamless_home, "cache")) if persistent else settings
 
 
 def _named_cluster(wanted, definitions) -> Cluster:
     """The cluster of the command ``wanted``."""
-    if wanted.value in definitions.nodes:
-        return definitions.build(wanted.value)
-    if definitions.unreadable:      # it may be defined there
+    if wanted.value not in definitions.nodes and definitions.unreadable:        # it may be defined there
         raise definitions.unreadable[0]
     if not definitions.nodes:
         raise wanted.error("'cluster' is %r, but no cluster is defined; define it in %s"
                            % (wanted.value, definitions.file))
-    raise wanted.error("'cluster' is %r, and the clusters are %s%s" % (
-        wanted.value, listed(definitions.nodes), nearest(wanted.value, definitions.nodes)))
+    return definitions.build(member("cluster", wanted, definitions.nodes, "the clusters"))
 
 
 def _cluster_of_this_machine(definitions, wanted: bool) -> _t.Optional[Cluster]:
@@ -377,7 +363,7 @@ def _cluster_of_this_machine(definitions, wanted: bool) -> _t.Optional[Cluster]:
         raise definitions.unreadable[0]
     if not wanted:
         return None
-    if definitions.local_cluster is not None:
+    if definitions.local_cluster.value is not None:
         return definitions.build(_local_cluster(definitions))
     local = [word for word in definitions.nodes if definitions.seems_local(word)]
     if len(local) > 1:
@@ -386,50 +372,46 @@ def _cluster_of_this_machine(definitions, wanted: bool) -> _t.Optional[Cluster]:
 
 
 def _local_cluster(definitions) -> str:
-    node = definitions.local_cluster
-    if node.value not in definitions.nodes:
-        raise node.error("'local_cluster' is %r, and the clusters are %s%s" % (
-            node.value, listed(definitions.nodes), nearest(node.value, definitions.nodes)))
-    return node.value
+    return member("local_cluster", definitions.local_cluster, definitions.nodes, "the clusters")
 
 
 def _complaints(definitions, selected) -> _t.List[str]:
     """What is wrong with the clusters that are not used."""
-    found = [str(error) for error in definitions.unreadable]
-    checks = [lambda word=word: definitions.build(word) for word in definitions.nodes
-              if selected is None or word != selected.name]
-    if definitions.local_cluster is not None:
-        checks.append(lambda: _local_cluster(definitions))
-    for check in checks:
+    found = list(definitions.unreadable)
+    checks = [(definitions.build, word) for word in definitions.nodes if selected is None or word != selected.name]
+    if definitions.local_cluster.value is not None:
+        checks.append((_local_cluster, definitions))
+    for check, argument in checks:
         try:
-            check()
+            check(argument)
         except ConfigurationError as exc:
-            found.append(str(exc))
-    return found
+            found.append(exc)
+    return [str(error) for error in found]
 
 
 def _workers(cluster, definitions):
     """Local processes for "spawn": what the cluster says if it is this machine, else what ``local_cluster`` says."""
-    if cluster is None or cluster.local or definitions.local_cluster is None:
-        return cluster.workers if cluster is not None and cluster.local else None
+    if cluster is None or cluster.local:
+        return None if cluster is None else cluster.workers
+    if definitions.local_cluster.value is None:
+        return None
     try:
         return definitions.build(_local_cluster(definitions)).workers
     except ConfigurationError:      # it is not the cluster in use; a warning says so
         return None
 
 
-def _placement(values, cluster, definitions) -> _t.Tuple[str, _t.Optional[str]]:
+def _placement(values, cluster, definitions) -> _t.Tuple[str, Text]:
     """(execution, back end): remote if a cluster offers a back end, unless something else is asked for."""
-    execution = values.get("execution")
-    if cluster is None and execution is not None and execution.value == "remote":
+    execution, wanted = values["execution"], values["remote"]
+    if cluster is None and execution.value == "remote":
         raise execution.error("'execution' is 'remote', but no cluster is selected; %s" % (
             "write '- cluster: NAME', where NAME is one of %s" % listed(definitions.nodes) if definitions.nodes
             else "define one in %s" % definitions.file))
-    if cluster is None or execution is not None and execution.value != "remote":
-        return execution.value if execution is not None else "process", None
+    if cluster is None or execution.value in ("process", "spawn"):
+        return execution.value or "process", None
     offered = [service for service in BACKENDS if cluster.frontend_of(service) is not None]
-    wanted = values.get("remote")
-    if wanted is not None and wanted.value is not None:
+    if wanted.value is not None:
         if wanted.value not in offered:
             raise wanted.error("'remote' is %r, but the cluster %r (%s) offers no %s; add '%s:' to one of its "
                                "frontends%s" % (wanted.value, cluster.name, cluster.where, wanted.value, wanted.value,
@@ -442,20 +424,21 @@ def _placement(values, cluster, definitions) -> _t.Tuple[str, _t.Optional[str]]:
     return ("remote", offered[0]) if offered else ("process", None)
 
 
-def _queue(values, cluster, remote) -> _t.Optional[str]:
-    node = values.get("queue")
-    if node is not None and cluster is None:
-        raise node.error("'queue' is %r, but no cluster is selected; write '- cluster: NAME' above it" % node.value)
-    word = check_queue_name("queue", node, cluster.queues, cluster.name) if node is not None else None
+def _queue(node, cluster, remote) -> Text:
+    word = None
+    if node.value is not None:
+        if cluster is None:
+            raise node.error("'queue' is %r, but no cluster is selected; write '- cluster: NAME' above it" % node.value)
+        word = check_queue_name("queue", node, cluster.queues, cluster.name)
     if remote != "daskserver":
         return word
     word = word or cluster.default_queue or (next(iter(cluster.queues)) if len(cluster.queues) == 1 else None)
-    if word is None and cluster.queues:
+    if word is not None:
+        check_queue(cluster.queues[word], cluster)
+    elif cluster.queues:
         raise ConfigurationError("%s: the cluster %r has the queues %s, but no 'default_queue'; add it, or write "
                                  "'- queue: NAME' below the 'cluster' command"
                                  % (cluster.where, cluster.name, listed(cluster.queues)))
-    if word is not None:
-        check_queue(cluster.queues[word], cluster)
     return word
 
 
@@ -463,7 +446,7 @@ def _with_storage(settings, cache) -> Settings:
     """``settings`` with the directories of buffers and results: the cluster's, or else the folder ``cache``."""
     cluster = settings.cluster
     if cluster is None:
-        settings = dataclasses.replace(settings, project=settings.project or TOPLEVEL)
+        settings = settings._replace(project=settings.project or TOPLEVEL)
         bases = [cache, cache]
     else:
         bases = [_storage_of(cluster, service) for service in ("hashserver", "database")]
@@ -471,13 +454,8 @@ def _with_storage(settings, cache) -> Settings:
             raise ConfigurationError(
                 "No project defined, and the cluster %r (%s) needs one; write '- project: NAME' in %s, or give "
                 "--project" % (cluster.name, cluster.where, os.path.join(settings.workdir, PROJECT_FILE)))
-    path = "/" + settings.project
-    if settings.subproject:
-        path += "/" + settings.subproject
-    if settings.stage and not (cluster is not None and cluster.share_stages):
-        path += "/STAGE-" + settings.stage
-    buffers, database = (base.rstrip("/") + path for base in bases)
-    return dataclasses.replace(settings, buffer_directory=buffers, database_directory=database)
+    buffers, database = ("/".join([base.rstrip("/")] + settings._parts()) for base in bases)
+    return settings._replace(buffer_directory=buffers, database_directory=database)
 
 
 def _storage_of(cluster, service) -> str:

@@ -14,9 +14,12 @@ from .errors import ConfigurationError
 
 _MAX_BYTES = 1 << 20
 _TAG = "tag:yaml.org,2002:"
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-_NAME = _LETTERS | frozenset("@_.~-")           # what Seamless 1.x accepts in a storage path
-_HOST = _LETTERS | frozenset("@_.:%[]-")        # names, addresses of both families, user@host
+_TEXT_TAGS = {_TAG + word for word in ("str", "timestamp", "value", "merge")}
+_TAGS = {"scalar": _TEXT_TAGS | {_TAG + word for word in ("null", "bool", "int", "float")},
+         "sequence": {_TAG + "seq"}, "mapping": {_TAG + "map"}}
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_NAME = _LETTERS + "@_.~-"              # what Seamless 1.x accepts in a storage path
+_HOST = _LETTERS + "@_.:%[]-"           # names, addresses of both families, user@host
 
 
 class Node:
@@ -29,9 +32,7 @@ class Node:
     __slots__ = ("value", "file", "line", "text")
 
     def __init__(self, value, file="", line=0, text=None):
-        self.value = value
-        self.file = file
-        self.line = line
+        self.value, self.file, self.line = value, file, line
         self.text = text if text is not None else value if isinstance(value, str) else ""
 
     @property
@@ -43,12 +44,16 @@ class Node:
         """The exception that says ``message`` about this place."""
         return ConfigurationError("%s: %s" % (self.where, message) if self.where else message)
 
+    def must(self, key, rest: str) -> ConfigurationError:
+        """The exception that says that this, the value of ``key``, "must" be or hold something else."""
+        return self.error("%r is %s, and must %s" % (key, self.shown(), rest))
+
     def shown(self) -> str:
         """The value as a message shows it."""
         if self.value is None:
             return "empty"
         if isinstance(self.value, (list, dict)):
-            return "a list" if isinstance(self.value, list) else "a mapping"
+            return "a mapping" if isinstance(self.value, dict) else "a list"
         return repr(self.value) if isinstance(self.value, str) else self.text or str(self.value)
 
     def plain(self):
@@ -63,9 +68,9 @@ class Node:
     def of(cls, value, file: str) -> "Node":
         """The node for a ``value`` that another format (JSON) gave; ``file`` says from where."""
         if isinstance(value, list):
-            return cls([cls.of(item, file) for item in value], file)
-        if isinstance(value, dict):
-            return cls({str(key): cls.of(item, file) for key, item in value.items()}, file)
+            value = [cls.of(item, file) for item in value]
+        elif isinstance(value, dict):
+            value = {key: cls.of(item, file) for key, item in value.items()}
         return cls(value, file)
 
 
@@ -130,6 +135,8 @@ class _Reader:
         return Node(None, self.path, line).error(message)
 
     def value(self, raw, line):
+        if raw.tag not in _TAGS[raw.id]:
+            raise self.error(raw.start_mark.line + 1, "the tag %r means nothing here; remove it" % raw.tag)
         found = self.values.get(id(raw))
         if found is self.BUSY:
             raise self.error(line, "an alias stands inside of what it stands for; write the value out")
@@ -139,29 +146,26 @@ class _Reader:
         return found
 
     def scalar(self, raw):
-        tag = raw.tag[len(_TAG):] if raw.tag.startswith(_TAG) else "?"
-        if tag in ("str", "timestamp", "value", "merge"):
+        if raw.tag in _TEXT_TAGS:
             return None if raw.value == "..." and raw.style is None else raw.value
-        if tag not in ("null", "bool", "int", "float"):
-            raise self.error(raw.start_mark.line + 1, "the tag %r means nothing here; remove it" % raw.tag)
         try:
             return self.loader.construct_object(raw)
         except (ValueError, KeyError):       # '!!int four', '0b_': it is text, and refused as such
             return raw.value
 
     def sequence(self, raw):
-        if raw.tag != _TAG + "seq":
-            raise self.error(raw.start_mark.line + 1, "the tag %r means nothing here; remove it" % raw.tag)
         return [self.node(item) for item in raw.value]
 
     def mapping(self, raw):
-        if raw.tag != _TAG + "map":
-            raise self.error(raw.start_mark.line + 1, "the tag %r means nothing here; remove it" % raw.tag)
         merged, items = {}, {}
         for key, value in raw.value:
             line = key.start_mark.line + 1
             if key.tag == _TAG + "merge":
-                self.merge(merged, value, line)
+                for source in value.value if value.id == "sequence" else [value]:
+                    if source.id != "mapping":
+                        raise self.error(line, "'<<' must name a mapping, or a list of mappings")
+                    for name, node in self.value(source, line).items():
+                        merged.setdefault(name, node)
             elif key.id != "scalar" or not key.value:
                 raise self.error(line, "a key must be one word before the ':'")
             elif key.value in items:
@@ -171,12 +175,17 @@ class _Reader:
                 items[key.value] = self.node(value, line)
         return {**merged, **items}
 
-    def merge(self, merged, value, line):
-        for source in value.value if value.id == "sequence" else [value]:
-            if source.id != "mapping":
-                raise self.error(line, "'<<' must name a mapping, or a list of mappings")
-            for name, node in self.value(source, line).items():
-                merged.setdefault(name, node)
+
+#: What the parser says, what we say, and whether it noticed late: then the place is where it began.
+_PROBLEMS = (
+    ("'\\t'", "a tab indents the line; use spaces", False),
+    ("mapping values are not allowed here", "the ': ' in this line does not fit: the line above may lack its ':', this "
+     "one may be indented too far, or its value may need quotes", False),
+    ("expected <block end>", "the line is not indented like the lines that it belongs to", False),
+    ("found unexpected end of stream", "a quote is opened here and never closed", True),
+    ("could not find expected ':'", "a ':' is missing after this word", True),
+    ("<stream end>", "the file ends where something is missing, perhaps a closing bracket", False),
+    ("but found another document", "a second document starts here; keep one, without '---' lines between", False))
 
 
 def _syntax_error(yaml, path, content, exc) -> ConfigurationError:
@@ -191,27 +200,15 @@ def _syntax_error(yaml, path, content, exc) -> ConfigurationError:
         line = content.count("\n", 0, exc.position) + 1
         return Node(None, path, line).error("the file holds a control character; remove it")
     problem, mark = getattr(exc, "problem", None) or str(exc), getattr(exc, "problem_mark", None)
-    if "'\\t'" in problem:
-        problem = "a tab indents the line; use spaces"
-    elif problem == "mapping values are not allowed here":
-        problem = ("the ': ' in this line does not fit: the line above may lack its ':', this one may be indented too "
-                   "far, or its value may need quotes")
-    elif problem.startswith("expected <block end>"):
-        problem = "the line is not indented like the lines that it belongs to"
-    elif problem.startswith("found character"):
-        problem = problem.replace("found character", "a value cannot start with", 1).split(" that cannot")[0]
-        problem += "; put it in quotes"
-    elif problem == "found unexpected end of stream":
-        problem, mark = "a quote is opened here and never closed", exc.context_mark
-    elif problem == "could not find expected ':'":
-        problem, mark = "a ':' is missing after this word", exc.context_mark
-    elif "<stream end>" in problem:
-        problem = "the file ends where something is missing, perhaps a closing bracket"
-    elif problem == "but found another document":
-        problem = "a second document starts here; keep one, without '---' lines between"
+    for part, sentence, is_late in _PROBLEMS:
+        if part in problem:
+            mark = exc.context_mark if is_late else mark
+            break
     else:
-        problem = "this is not YAML: %s; a value with special characters needs quotes" % problem
-    return Node(None, path, mark.line + 1 if mark is not None else 0).error(problem)
+        sentence = "this is not YAML: %s; a value with special characters needs quotes" % problem
+        if problem.startswith("found character"):
+            sentence = "a value cannot start with%s; put it in quotes" % problem[15:].split(" that cannot")[0]
+    return Node(None, path, mark.line + 1 if mark is not None else 0).error(sentence)
 
 
 # --- nodes to values.  All take the key that the value stands under, for the message.
@@ -243,9 +240,9 @@ def text(key, node) -> str:
         raise node.error("%r is %s, which YAML takes for a %s; put it in quotes"
                          % (key, node.shown(), "truth value" if isinstance(value, bool) else "number"))
     if not isinstance(value, str):
-        raise node.error("%r is %s, and must be text" % (key, node.shown()))
+        raise node.must(key, "be text")
     if not value.strip() or not value.isprintable():
-        raise node.error("%r is %s, and must be text that can be seen" % (key, node.shown()))
+        raise node.must(key, "be text that can be seen")
     return value.strip()
 
 
@@ -259,8 +256,7 @@ def text_or_number(key, node) -> str:
 def boolean(key, node) -> bool:
     """``true`` or ``false``."""
     if not isinstance(node.value, bool):
-        raise node.error("%r is %s, and must be true or false%s"
-                         % (key, node.shown(), nearest(node.text, ("true", "false"))))
+        raise node.must(key, "be true or false" + nearest(node.text, ("true", "false")))
     return node.value
 
 
@@ -268,8 +264,7 @@ def whole(key, node, most=None) -> int:
     """A whole number of at least 1 (and at most ``most``)."""
     value = node.value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most and value > most):
-        raise node.error("%r is %s, and must be a whole number %s" % (
-            key, node.shown(), "from 1 to %d" % most if most else "of at least 1"))
+        raise node.must(key, "be a whole number " + ("from 1 to %d" % most if most else "of at least 1"))
     return value
 
 
@@ -282,16 +277,23 @@ def choice(*choices):
     """A check for one of ``choices``."""
     def check(key, node):
         if node.value not in choices:
-            raise node.error("%r is %s, and must be one of %s%s"
-                             % (key, node.shown(), listed(choices), nearest(node.text, choices)))
+            raise node.must(key, "be one of %s%s" % (listed(choices), nearest(node.text, choices)))
         return node.value
     return check
+
+
+def member(key, node, choices, whose) -> str:
+    """One of the names in ``choices``, which a message calls ``whose`` ("the clusters")."""
+    word = text(key, node)
+    if word not in choices:
+        raise node.error("%r is %r, and %s are %s%s" % (key, word, whose, listed(choices), nearest(word, choices)))
+    return word
 
 
 def name(key, node) -> str:
     """A name that becomes a folder: of a cluster, project, stage."""
     word = text(key, node)
-    bad = [character for character in word if character not in _NAME]
+    bad = word.strip(_NAME)
     if bad:
         raise node.error("%r is %r, with a %r in it; a name consists of letters, digits and @ _ . ~ -"
                          % (key, word, bad[0]))
@@ -313,29 +315,23 @@ def path_name(key, node) -> str:
 def host(key, node) -> str:
     """A host name or address, also ``user@host``; not something that ssh would take for an option."""
     word = text(key, node)
-    if not _HOST.issuperset(word) or word.startswith("-"):
+    if word.strip(_HOST) or word.startswith("-"):
         raise node.error("%r is %r, which is not the name or the address of a host" % (key, word))
     return word
 
 
 def mapping(key, node) -> dict:
     """A mapping, as nodes by key; an empty value is an empty mapping."""
-    if node.value is None:
-        return {}
-    if not isinstance(node.value, dict):
-        raise node.error("%r is %s, and must be a mapping: lines like 'key: value', indented below it"
-                         % (key, node.shown()))
-    return node.value
+    if not isinstance(node.value, (dict, type(None))):
+        raise node.must(key, "be a mapping: lines like 'key: value', indented below it")
+    return node.value or {}
 
 
 def lines(key, node) -> tuple:
     """Lines of text: a list of them, or one text of one or more lines."""
     found = []
     for item in node.value if isinstance(node.value, list) else [node]:
-        if isinstance(item.value, str):
-            found += item.value.splitlines()
-        else:
-            found.append(text_or_number(key, item))
+        found += item.value.splitlines() if isinstance(item.value, str) else [text_or_number(key, item)]
     return tuple(found)
 
 

@@ -1,5 +1,4 @@
 """What good configurations mean.  The broken ones are in test_broken_configurations.py."""
-import dataclasses
 import json
 import os
 import subprocess
@@ -354,8 +353,8 @@ def test_services_may_sit_on_several_frontends(place):
     assert hosts == ["files", "files", "jobs"]
     assert cluster.frontend_of("daskserver") is None
     files = cluster.frontends[0]
-    assert (files.hashserver.bufferdir, files.hashserver.python, files.hashserver.auth) == ("/b", "/opt/py", "none")
-    assert (files.database.database_dir, files.database.conda) == ("/d", "env")
+    assert (files.hashserver.directory, files.hashserver.python, files.hashserver.auth) == ("/b", "/opt/py", "none")
+    assert (files.database.directory, files.database.conda) == ("/d", "env")
     assert cluster.frontends[1].jobserver.port_range is None
 
 
@@ -489,7 +488,7 @@ def test_remote_clients_are_read_from_the_environment(place):
 
 
 def test_settings_are_frozen(place):
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         place.load().project = "other"
 
 
