@@ -2,7 +2,7 @@
 
 ``parse(text)`` reads the whole text once, by recursive descent over its characters, and keeps what
 ``seamless-run`` needs: the simple commands *at shell level* in textual order.  Commands in the bodies of
-groups, loops, conditionals and functions count; what is inside ``$(...)`` and ``<(...)`` is checked but not kept.
+groups, loops, conditionals and functions count; of what is inside ``$(...)`` and ``<(...)`` only the words are kept.
 Keywords, the word list of a loop, the patterns of a ``case``, ``[[ ]]`` and ``(( ))`` are not words of any command.
 
 Spans are [start, end) offsets in characters.  What bash refuses is refused with a ``UsageError``, with few
@@ -11,6 +11,7 @@ exceptions, harmless because bash itself reads the command in the end: extended 
 be two groups may have a line end in any place.  Empty commands, NUL characters and more than ``MAX_DEPTH``
 nested constructs are refused although bash would take them.
 """
+import contextlib
 import re
 import typing as _t
 
@@ -60,6 +61,17 @@ class Parsed(_t.NamedTuple):
     outer_redirects: _t.Tuple[Redirect, ...]
     last: _t.Optional[int]
     redirects: _t.Tuple[Redirect, ...]
+    hidden: _t.Tuple[Word, ...] = ()        # words in substitutions, loop lists and [[ ]]; positions may be relative
+    written: _t.FrozenSet[str] = frozenset()    # names that the text redirects output to, substitutions included
+
+    def mentioned(self) -> _t.Iterator[Word]:
+        """All words that may name a file which is read, wherever they stand; not the names of programs."""
+        for command in self.commands:
+            for number, word in enumerate(command.words):
+                if number or "/" in word.text:
+                    yield word
+            yield from command.assignments
+        yield from self.hidden
 
     @property
     def pipelines(self) -> _t.Tuple[_t.Tuple[int, ...], ...]:
@@ -109,8 +121,7 @@ def parse(text: str) -> Parsed:
     if element is None:
         raise UsageError("the command is empty")
     first, outer = element
-    commands = tuple(parser.commands)
-    return Parsed(commands, outer, len(commands) - 1 if len(commands) > first else None, tuple(parser.redirects))
+    return parser.parsed(outer, len(parser.commands) - 1 if len(parser.commands) > first else None)
 
 
 def _either(names: str) -> str:
@@ -136,11 +147,26 @@ class _Parser(Scanner):
         super().__init__(text)
         self.commands: _t.List[Command] = []
         self.redirects: _t.List[Redirect] = []
+        self.hidden: _t.List[Word] = []
+        self.written: _t.Set[str] = set()
         self.pipelines = 0
         self.after_redirect = -1                        # a position where bash knows no keywords,
         self.plain_time = -1                            # and one where only "time" is none: the start of a $(
         self.keyword_start = self.keyword_end = -1      # the last keyword() is remembered: it is asked for a lot
         self.keyword_here: _t.Optional[str] = None
+
+    def parsed(self, outer: _t.Tuple[Redirect, ...], last: _t.Optional[int]) -> Parsed:
+        for text in self.backquoted.values():
+            with contextlib.suppress(UsageError):       # bash will say so if it comes that far
+                self.hide(parse(text))
+        return Parsed(tuple(self.commands), outer, last, tuple(self.redirects), tuple(self.hidden),
+                      frozenset(self.written))
+
+    def hide(self, inner: Parsed):
+        """Keep the words of a substitution."""
+        self.hidden += inner.mentioned()
+        self.hidden += [redirect.target for redirect in inner.input_redirects()]
+        self.written |= inner.written
 
     def keyword(self) -> _t.Optional[str]:
         """The reserved word here, or None."""
@@ -207,6 +233,7 @@ class _Parser(Scanner):
         self.advance(pos)
         self.plain_time = self.pos
         self.list()
+        self.hide(Parsed(tuple(self.commands), (), None, tuple(self.redirects)))
         self.commands, self.redirects = outside
         return self.pos
 
@@ -339,6 +366,8 @@ class _Parser(Scanner):
             self.fail("nothing after the %s" % op, start)
         redirect = Redirect(op, int(match.group(1)) if match.group(1) else None, target, start, self.pos)
         self.redirects.append(redirect)
+        if redirect.is_output() or op in ("<>", ">", ">>"):
+            self.written.add(target.text)
         if op in ("<<", "<<-"):
             self.heredocs.append((target, op == "<<-"))
         return redirect
@@ -408,8 +437,11 @@ class _Parser(Scanner):
             self.expect_word()
         separated = self.newlines()
         if not arithmetic and self.take("in"):
-            while self.word():
+            word = self.word()
+            while word:
+                self.hidden.append(word)
                 self.advance(self.pos)
+                word = self.word()
             if not self.take_control(";") and self.char() != "\n":
                 self.unexpected()
             separated = True
@@ -446,7 +478,9 @@ class _Parser(Scanner):
         self.newlines()
         while depth or not self.take("]]"):
             start = self.pos
-            if self.word("regex" if regex else ""):
+            word = self.word("regex" if regex else "")
+            if word:
+                self.hidden.append(word)
                 self.advance(self.pos)
             elif self.char() == "(":
                 depth += 1

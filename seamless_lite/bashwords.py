@@ -82,6 +82,7 @@ class Scanner:
         self.ends: _t.Dict[int, int] = {}               # of substitutions; what follows (( may be read twice
         self.substitutions = 0                          # how many $( and <( we are in
         self.heredocs: _t.List[_t.Tuple[Word, bool]] = []   # delimiter, with tabs?; they start at the next line
+        self.backquoted: _t.Dict[int, str] = {}         # where backquotes open -> the command in them
 
     def commands_end(self, pos: int) -> int:
         """Read commands from ``pos`` up to a token that cannot start one, and return where that is.  May move ``pos``."""
@@ -223,6 +224,7 @@ class Scanner:
             self.unclosed(pos)
         end = match.end()
         if char == "`":
+            self.backquoted[pos] = re.sub(r"\\([\\`$])", r"\1", match.group()[1:-1])
             return match.group(), False, end
         return text[pos + 1:end - 1] if char == "'" else _ansi_c(text[pos + 2:end - 1]), True, end
 

@@ -14,10 +14,10 @@ from . import command, outputs, program, run_options
 from .celltypes import plain_dumps
 from .checksum import Checksum
 from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, SeamlessError, UsageError
-from .inputs import decompress_to
+from .inputs import decompress_to, readable
 from .session import Session
 from .settings import load_settings
-from .transformation import Meta, Outcome
+from .transformation import Meta, Outcome, Recipe
 
 PROGRAM = "seamless-run"
 _UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15,
@@ -53,13 +53,15 @@ class _Run:
         project, _, subproject = (arguments.project or "").partition(":")
         stage, _, substage = (arguments.stage or "").partition(":")
         settings = load_settings(self.cwd, project=project or None, subproject=subproject or None, stage=stage or None,
-                                 substage=substage or None, node=arguments.node, environ=os.environ)
+                                 substage=substage or None, node=arguments.node,
+                                 execution="process" if arguments.local else None, environ=os.environ)
         for warning in settings.warnings:
             self.say(warning)
         self.plan = command.build(self.words, self.command_options(), self.say)
         if arguments.no_download and not self.plan.targets:
             raise UsageError("--no-download: the command has no result file; write one with '>' or name it "
                              "with --capture")
+        self.warn_of_missed()
         self.say("transformation %s" % self.plan.recipe.checksum, 1)
         self.session = Session(settings, local=arguments.local)
         try:
@@ -70,7 +72,7 @@ class _Run:
             outputs.check_appended(self.plan.targets, self.cwd)
             return self.execute(Meta(
                 metavars=self.plan.metavars, environment=self.environment(), scratch=arguments.scratch,
-                local=arguments.local, record=settings.record, label=self.plan.text[:200]))
+                local=arguments.local, record=settings.record, label=self.label()))
         finally:
             self.session.close()
 
@@ -103,6 +105,14 @@ class _Run:
     def environment(self) -> _t.Dict[str, object]:
         return {"conda_environment": self.arguments.conda} if self.arguments.conda else {}
 
+    def label(self) -> str:
+        return self.plan.text[:200].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+    def recipes(self) -> _t.List[Recipe]:
+        """Whose results are those of the command: it may have run when its result files were not here yet."""
+        earlier = self.plan.earlier
+        return [self.plan.recipe] if earlier is None else [earlier, self.plan.recipe]
+
     def say(self, text: str, verbosity: int = 0) -> None:
         if not self.arguments.quiet and self.arguments.verbose >= verbosity:
             _say(text)
@@ -111,7 +121,7 @@ class _Run:
 
     def undo(self) -> int:
         checksum = self.plan.recipe.checksum
-        if not self.session.forget(checksum):
+        if not any([self.session.forget(recipe.checksum) for recipe in self.recipes()]):
             _say("there is no result of this command to forget (transformation %s)" % checksum)
             return 1
         self.say("forgot the result of transformation %s" % checksum)
@@ -127,7 +137,7 @@ class _Run:
         if arguments.write_job:
             self.write_job(arguments.write_job)
         if arguments.upload or arguments.write_job:
-            print(recipe.checksum)
+            program.write_output(recipe.checksum.encode("ascii") + b"\n")
         return 0
 
     def write_job(self, folder: str) -> None:
@@ -158,13 +168,14 @@ class _Run:
     # --- running --------------------------------------------------------------------------------------
 
     def execute(self, meta: Meta) -> int:
-        outcome = self.session.lookup(self.plan.recipe, value=not self.arguments.no_download)
-        if outcome is not None:
-            self.say("the result is cached", 1)
-            try:
-                return self.deliver(outcome)
-            except CacheMissError:          # it was damaged, or somebody deletes buffers: make it again
-                self.session.forget(self.plan.recipe.checksum)
+        for recipe in self.recipes():
+            outcome = self.session.lookup(recipe, value=not self.arguments.no_download)
+            if outcome is not None:
+                self.say("the result is cached", 1)
+                try:
+                    return self.deliver(outcome)
+                except CacheMissError:      # it was damaged, or somebody deletes buffers: make it again
+                    self.session.forget(recipe.checksum)
         self.plan.check_pins()
         with outputs.announced(self.plan.targets, self.cwd, self.plan.recipe.checksum):
             outcome = self.run_job(meta)
@@ -231,20 +242,17 @@ class _Run:
         if not isinstance(error, JobError) or not code:
             raise error
         self.say(error.args[0], 0 if code < 0 or _is_watched() else 1)
-        for hint in self.hints():
-            self.say(hint)
+        if len(self.words) > 1 and any(len(word.split()) > 1 for word in self.words):
+            self.say("the quotes around words were removed by your shell; to keep them, write the command as -c '...'")
         return 128 - code if code < 0 else code
 
-    def hints(self) -> _t.Iterator[str]:
-        """What may be wrong with a command that failed, if it is something that we do differently from a shell."""
-        unseen = [word for word in dict.fromkeys(self.plan.other_words)
-                  if os.path.isfile(os.path.join(self.cwd, word)) and word not in self.plan.recipe.pins]
-        if unseen:
-            yield ("%s here, but not where the command ran, because only words of the first pipeline, before '>', "
-                   "become inputs; add %s" % (_listed(unseen) + (" is" if len(unseen) == 1 else " are"),
-                                              " ".join("-i " + command.quote(word) for word in unseen)))
-        if len(self.words) > 1 and any(len(word.split()) > 1 for word in self.words):
-            yield "the quotes around words were removed by your shell; to keep them, write the command as -c '...'"
+    def warn_of_missed(self) -> None:
+        """Name the words for which a shell would find a file, and the job will not."""
+        missed = self.plan.missed
+        if missed:
+            self.say("%s %s here, but not where the command runs, because only words of the first pipeline, before '>',"
+                     " become inputs; add %s" % (_listed(missed), "is" if len(missed) == 1 else "are", " ".join(
+                         "-i " + command.quote(readable(word)) for word in missed[:5])))
 
     def changed_inputs(self) -> _t.List[str]:
         return [os.path.relpath(entry.path, self.cwd) for entry in self.plan.inputs.seen if entry.changed()]
@@ -295,13 +303,13 @@ class _Run:
         if self.arguments.yes or count <= most_files and size <= most_bytes:
             return
         question = "%s %d files, total %s" % (what, count, _size_text(size))
-        answer = "n" if self.arguments.no else ""
+        answer = "n" if self.arguments.no or sys.stdin is None or not sys.stdin.isatty() else ""
         while answer not in ("y", "yes", "n", "no"):
             sys.stderr.write(question + " (y/[n])? ")
             sys.stderr.flush()
             answer = sys.stdin.readline().strip().lower() or "n"
         if answer in ("n", "no"):
-            raise SeamlessError("%s: refused; answer yes, add -y, or raise %sFILES or %sSIZE"
+            raise SeamlessError("%s: refused; answer yes at a terminal, add -y, or raise %sFILES or %sSIZE"
                                 % (question, prefix, prefix))
 
 
@@ -315,7 +323,7 @@ def _is_watched() -> bool:
 
 def _listed(names: _t.Sequence[str]) -> str:
     """'a' / 'a' and 'b' / 'a', 'b' and 3 more."""
-    shown = ["'%s'" % name for name in names[:5]] + (["%d more" % (len(names) - 5)] if len(names) > 5 else [])
+    shown = ["'%s'" % readable(name) for name in names[:5]] + (["%d more" % (len(names) - 5)] if len(names) > 5 else [])
     return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
 
 

@@ -11,20 +11,24 @@ import os
 import re
 import typing as _t
 
-from .bashparse import Parsed, Redirect, Word, parse
+from .bashparse import Command, Parsed, Redirect, Word, parse
 from .celltypes import plain_dumps
 from .checksum import Checksum
 from .errors import SeamlessError, UsageError
-from .inputs import Inputs, check_text, split_compression, wait_for_future
+from .inputs import Inputs, check_text, readable, split_compression, wait_for_future
+from .script import STDOUT, Target, code_text, quote
 from .transformation import Recipe
 
 #: First words that are never looked up as programs.
 BUILTINS = frozenset(("cd", "echo", "eval", "exec", "export", "set", "source", ".", ":", "[", "test"))
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/usr")
+#: Programs that run another one, and what may stand between the two: options, settings, numbers, signals.
+WRAPPERS = frozenset(("env", "timeout", "nice", "nohup", "xargs", "stdbuf", "setsid", "time"))
+_WRAPPER_ARGUMENT = re.compile(r"[^\w./].*|[^/]*=.*|[0-9.]+[smhd]?|[A-Z]+|\w", re.DOTALL)
+LARGE_FILES, LARGE_BYTES = 100, 10**7       # a folder beyond these is hardly meant by a lone "."
 RESERVED_PINS = frozenset(("code", "bashcode", "pins_", "RESULT"))
-STDOUT = "STDOUT"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_SPECIAL = re.compile(r"""[\s"'`$\\;&|<>()*?\[\]]|^[~#]|\{[^}]*(,|\.\.)""")
+
 
 
 class Options(_t.NamedTuple):
@@ -49,13 +53,6 @@ class Options(_t.NamedTuple):
     search_path: str = "/usr/bin:/bin"
 
 
-class Target(_t.NamedTuple):
-    """A result: its name where the command runs, and where it goes here.  ``append``: it was opened with ``>>``."""
-    server: str
-    local: str
-    append: bool = False
-
-
 class Plan(_t.NamedTuple):
     """All that is needed to run the command.  ``code`` is the script whose checksum is the pin ``code``."""
     text: str
@@ -64,7 +61,8 @@ class Plan(_t.NamedTuple):
     metavars: _t.Mapping[str, str]
     inputs: Inputs
     targets: _t.Sequence[Target]
-    other_words: _t.Sequence[str]       # words that were not looked at; if they are files, that may be a mistake
+    missed: _t.Sequence[str]            # words that name files here, but none where the command runs
+    earlier: _t.Optional[Recipe] = None     # what the recipe was before the results were here, if that differs
 
     def check_pins(self) -> None:
         """Raise ``SeamlessError`` if an input would lie outside the folder in which the command runs."""
@@ -82,10 +80,16 @@ def build(words: _t.Sequence[str], options: Options, say: _t.Callable[[str], Non
     """
     text = join_words(words, options)
     builder = _Builder(text, parse(text), options, say)
-    builder.add_words()
-    builder.add_redirected_inputs()
-    builder.add_extra_inputs()
-    return builder.plan()
+    plan = builder.plan()
+    results = _names(target.server for target in plan.targets)
+    if not any(name is not None and os.path.normpath(word) in results for word, name in builder.names.items()):
+        return plan
+    earlier = _Builder(text, builder.parsed, options, lambda text: None)
+    earlier.inputs, earlier.absent = plan.inputs, results
+    try:
+        return plan._replace(earlier=earlier.plan().recipe)
+    except SeamlessError:                   # it could not have run without them
+        return plan
 
 
 def join_words(words: _t.Sequence[str], options: Options) -> str:
@@ -95,19 +99,11 @@ def join_words(words: _t.Sequence[str], options: Options) -> str:
             raise UsageError("-c takes the whole command as one word, not %d words; put it in quotes" % len(words))
         text = words[0]
     else:
-        text = " ".join(quote(word) if _SPECIAL.search(word) and _is_input(os.path.join(options.cwd, word)) else word
+        text = " ".join(quote(word) if quote(word) != word and _is_input(os.path.join(options.cwd, word)) else word
                         for word in words)
     if not text.strip():
         raise UsageError("the command is empty; give it after the options")
-    check_text(text, "the command %r" % text)
     return text
-
-
-def quote(name: str) -> str:
-    """``name`` as one word of bash; unchanged unless that is necessary."""
-    if not _SPECIAL.search(name):
-        return name
-    return "'%s'" % name.replace("'", "'\"'\"'")
 
 
 def assignments(texts: _t.Sequence[str], option: str) -> _t.Dict[str, str]:
@@ -144,7 +140,8 @@ class _Builder:
         self.names: _t.Dict[str, _t.Optional[str]] = {}      # word -> pin name; None for a value
         self.edits: _t.List[_t.Tuple[int, int, str]] = []
         self.executables: _t.Dict[str, None] = {}
-        self.typed: _t.Set[int] = set()                      # where the words begin that were looked at
+        self.typed: _t.Set[Word] = set()                     # the words that were looked at
+        self.absent: _t.Set[str] = set()                     # words that count as not being files here
         self.counter = 0
 
     # --- words to pins --------------------------------------------------------------------------------
@@ -153,11 +150,15 @@ class _Builder:
         """Type the words of the primary pipeline, those of the primary command first."""
         number = 0
         for command in self.parsed.primary(self.options.primary):
+            script = self.find_script(command)
             for position, word in enumerate(command.words[:command.words_before_redirect]):
                 number += 1
-                self.typed.add(word.start)
+                self.typed.add(word)
                 if not word.literal:
                     continue                # its value is known only where the command runs
+                if word is script:
+                    self.add_script(word)
+                    continue
                 program = self.find_program(word) if position == 0 else None
                 if program is None:
                     self.replace(word, self.type_word(word, number))
@@ -184,6 +185,25 @@ class _Builder:
         path = self.locate(word)
         return path if os.path.isfile(path) else None
 
+    def find_script(self, command: Command) -> _t.Optional[Word]:
+        """The local script that a word such as ``timeout`` runs: the third word of ``timeout 5 ./s.sh``."""
+        words = command.words[:command.words_before_redirect]
+        if not words or os.path.basename(words[0].text) not in WRAPPERS:
+            return None
+        for word in words[1:]:
+            if word.text not in WRAPPERS and not _WRAPPER_ARGUMENT.fullmatch(word.text):
+                path = self.locate(word)
+                is_script = word.literal and "/" in word.text and os.path.isfile(path) and os.access(path, os.X_OK)
+                return word if is_script else None
+        return None
+
+    def add_script(self, word: Word) -> None:
+        """An input that is run under a name with a slash in it, since it is not on PATH."""
+        name = self.add_input(self.locate(word), word.text)
+        if name is not None:
+            self.executables[name] = None
+            self.replace(word, name if "/" in name else "./" + name)
+
     def locate(self, word: Word) -> str:
         path = os.path.join(self.cwd, word.text)
         if word.text.startswith("~") and not word.quoted and not os.path.exists(path):
@@ -195,7 +215,13 @@ class _Builder:
         text = word.text
         if text in self.names:
             return self.names[text]
+        if not text or _is_system(text):
+            return None
         path = self.locate(word)
+        if os.path.normpath(text) in self.absent:
+            if self.options.check_suffixed and (text.endswith("/") or suffix(text)):
+                raise SeamlessError("'%s' must exist" % text)
+            return None
         wait_for_future(path, self.say)
         name = None
         if self.inputs.has_sidecar(path):
@@ -204,6 +230,8 @@ class _Builder:
             self.check_rules(text, path, number, word.glob)
             if not _is_float(text):
                 name = self.add_input(path, text)
+            if text == "." and name is not None:
+                self.describe_dot()
         self.names[text] = name
         return name
 
@@ -234,7 +262,12 @@ class _Builder:
             return None
         is_directory, checksum = found
         name = self.map_name(path, text, is_directory)
-        check_text(name, "the file name %r" % name)
+        check_text(name, "the file name '%s'" % readable(name))
+        dropped = self.inputs.dropped.pop(path, None)
+        if dropped:
+            more = " (one of %d)" % len(dropped) if len(dropped) > 1 else ""
+            self.say("'%s' is a link to a directory%s and is left out of the input '%s'; put the directory itself there"
+                     % (readable(os.path.join(text, dropped[0])), more, readable(text)))
         if name in RESERVED_PINS or name.startswith(("__", "META__")):
             raise SeamlessError("an input cannot be called '%s' where the command runs; rename it, or use -mx" % name)
         pin = ("mixed" if is_directory else "bytes", None, checksum)
@@ -247,6 +280,14 @@ class _Builder:
         else:
             self.formats[name] = {"filesystem": {"mode": "file", "optional": True}}
         return name
+
+    def describe_dot(self) -> None:
+        """Say what a lone ``.`` means, if it is expensive."""
+        files = [file for file in self.inputs.files.values() if os.path.exists(file)]
+        size = sum(map(os.path.getsize, files))
+        if len(files) > LARGE_FILES or size > LARGE_BYTES:
+            self.say("the word '.' makes this whole folder an input (%d files, %d MB); if a pattern is meant, write it "
+                     "as part of a longer word, as in 'grep -e. a.txt'" % (len(files), size // 10**6))
 
     def map_name(self, path: str, text: str, is_directory: bool) -> str:
         """The name of the input where the command runs.  Raises ``SeamlessError``."""
@@ -280,7 +321,7 @@ class _Builder:
         """``< file`` reads a file: it is an input, without rules."""
         for redirect in self.parsed.input_redirects():
             word = redirect.target
-            if word.literal and os.path.isfile(self.locate(word)):
+            if word.literal and not _is_system(word.text) and os.path.isfile(self.locate(word)):
                 wait_for_future(self.locate(word), self.say)
                 self.replace(word, self.add_input(self.locate(word), word.text))
 
@@ -298,6 +339,8 @@ class _Builder:
             extra += [(os.path.join(os.path.dirname(name), line), "'%s' in %s" % (line, name))
                       for line in lines if line]
         for path, what in extra:
+            if not path:
+                raise UsageError("-i '' names no input: the word is empty; is a variable of your shell unset?")
             full = os.path.join(self.cwd, os.path.expanduser(path))
             wait_for_future(full, self.say)
             if self.add_input(full, path) is None:
@@ -308,6 +351,7 @@ class _Builder:
     def targets(self) -> _t.List[Target]:
         """Captures first, then the redirection of the last command."""
         targets: _t.Dict[str, Target] = {}
+        locals_: _t.Dict[str, str] = {}
         for capture in self.options.captures:
             server, _, local = capture.partition(":")
             server = server.rstrip("/") if len(server) > 1 else server
@@ -315,6 +359,8 @@ class _Builder:
                 raise UsageError("--capture '%s': it takes SERVER, SERVER:LOCAL, or :LOCAL for the output" % capture)
             server = _check_target(server or STDOUT, "--capture " + capture)
             targets[server] = Target(server, os.path.expanduser(local) or server)
+            if local:
+                locals_[server] = targets[server].local
         redirects = [redirect for redirect in self.parsed.output_redirects()
                      if not redirect.target.text.startswith("/dev/")]
         if len(redirects) > 1:
@@ -322,8 +368,8 @@ class _Builder:
                                 "the other file with --capture" % (redirects[0].target.text, redirects[1].target.text))
         for redirect in redirects:
             target = self.redirect_target(redirect)
-            if target is not None:
-                targets[target.server] = target
+            if target is not None:          # a local name that was given with --capture stays
+                targets[target.server] = target._replace(local=locals_.get(target.server, target.local))
         return list(targets.values())
 
     def redirect_target(self, redirect: Redirect) -> _t.Optional[Target]:
@@ -336,8 +382,9 @@ class _Builder:
         server = word.text
         if server.startswith("~") and not word.quoted:
             server = os.path.expanduser(server)
-        if os.path.isabs(server):
-            server = os.path.relpath(server, self.cwd)
+        folder = os.path.join(self.cwd, os.path.dirname(server))
+        if os.path.isabs(server) or ".." in server.split("/") and os.path.isdir(folder):
+            server = os.path.relpath(os.path.join(os.path.realpath(folder), os.path.basename(server)), self.cwd)
             self.edits.append((word.start, word.end, quote(server)))
         _check_target(server, "> " + word.text)
         return Target(server, server, redirect.op == ">>")
@@ -351,14 +398,43 @@ class _Builder:
             text = text[:start] + new + text[end:]
         return "; ".join([*self.options.prologue, text])
 
+    def missed(self, targets: _t.Sequence[Target]) -> _t.List[str]:
+        """Words, and matches of patterns, that name files here, but none where the command runs."""
+        made = {os.path.normpath(name) for name in [*(target.server for target in targets), *self.parsed.written]}
+        there = made | {os.path.normpath(name) for name in self.pins}
+        found: _t.Dict[str, None] = {}
+        for word in self.parsed.mentioned():
+            if not word.literal or word in self.typed and not word.glob:
+                continue
+            for text in self.matches(word):
+                path = os.path.join(self.cwd, text)
+                name = self.relative(path) if os.path.isabs(text) else os.path.normpath(text)
+                if name in (None, ".", "..") or name in _names(made) or there & {".", *_names([name])}:
+                    continue
+                if _is_input(path) and not _is_float(text):
+                    found[text] = None
+        return list(found)
+
+    def matches(self, word: Word) -> _t.List[str]:
+        """The names that ``word`` may stand for: matches of a pattern, what follows the ``=`` in ``--file=a.txt``."""
+        if word.glob:
+            import glob                     # patterns in commands are rare
+            folder = os.path.join(self.cwd, "")
+            paths = glob.glob(glob.escape(folder) + word.text)
+            return sorted(path[len(folder):] for path in paths)
+        return [text for text in (word.text, word.text.partition("=")[2]) if text]
+
     def plan(self) -> Plan:
+        self.add_words()
+        self.add_redirected_inputs()
+        self.add_extra_inputs()
         targets = self.targets()
         metavars = assignments(self.options.metavars, "--metavar")
         for name in metavars:
             if name.startswith("META__"):
                 raise UsageError("--metavar %s: the name must not begin with META__" % name)
         code = code_text(self.command(), targets, list(self.executables), sorted(metavars))
-        check_text(code, "the command %r" % code)
+        check_text(code, "the command '%s'" % readable(self.text))
         data = code.encode("utf-8")
         self.inputs.buffers[Checksum.of(data)] = data
         pins: _t.Dict[str, _t.Tuple[str, None, Checksum]] = dict(self.pins, code=("text", None, Checksum.of(data)))
@@ -370,30 +446,7 @@ class _Builder:
             pins[name] = ("str", None, Checksum.of(data))
         output = ("result", "deepfolder" if targets else "bytes", None)
         recipe = Recipe("bash", pins, output, {"__format__": self.formats} if self.formats else {})
-        others = [word.text for command in self.parsed.commands for word in command.words
-                  if word.literal and word.start not in self.typed]
-        return Plan(self.text, code, recipe, metavars, self.inputs, targets, others)
-
-
-def code_text(command: str, targets: _t.Sequence[Target], executables: _t.Sequence[str],
-              metavars: _t.Sequence[str]) -> str:
-    """The script; every byte of it is part of the identity."""
-    lines = []
-    if any("/" not in name for name in executables):
-        lines.append("export PATH=./:$PATH")
-    if executables:
-        lines.append("chmod +x " + " ".join("'%s'" % name.replace("'", "'\"'\"'") for name in executables))
-    lines += ['export %s="${META__%s}"' % (name, name) for name in metavars]
-    if not targets:
-        lines.append("(\n%s\n) > RESULT" % command)
-    else:
-        folders = dict.fromkeys("RESULT/" + os.path.dirname(target.server) for target in targets)
-        lines.append("mkdir -p " + " ".join(map(quote, folders)))
-        with_stdout = any(target.server == STDOUT for target in targets)
-        lines.append("(\n%s\n) > %s" % (command, STDOUT) if with_stdout else command)
-        lines += ["mv %s %s" % (quote("./" + target.server if target.server.startswith("-") else target.server),
-                                quote("RESULT/" + os.path.dirname(target.server))) for target in targets]
-    return "\n".join(lines).rstrip("\n") + "\n"
+        return Plan(self.text, code, recipe, metavars, self.inputs, targets, self.missed(targets))
 
 
 def _check_target(server: str, what: str) -> str:
@@ -401,6 +454,21 @@ def _check_target(server: str, what: str) -> str:
         raise UsageError("%s: a command writes its results below the folder in which it runs; use a relative name, and "
                          "--capture NAME:LOCAL to have the result elsewhere" % what)
     return server
+
+
+def _names(paths: _t.Iterable[str]) -> _t.Set[str]:
+    """Relative paths and all folders above them."""
+    found = set()
+    for path in map(os.path.normpath, paths):
+        while path and path != os.path.dirname(path):
+            found.add(path)
+            path = os.path.dirname(path)
+    return found
+
+
+def _is_system(text: str) -> bool:
+    """Such a name means the same, or nothing lasting, wherever a command runs; /dev/shm holds files."""
+    return text.startswith(("/dev/", "/proc/")) and not text.startswith("/dev/shm/")
 
 
 def _is_input(path: str) -> bool:

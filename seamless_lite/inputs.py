@@ -7,6 +7,7 @@ need not be there at all), hashes files and directories, and remembers
     files     plain files whose content is an input, by checksum
     packed    ``.gz``/``.zst`` files: the checksum is that of the decompressed content
     seen      an ``Input`` per file or directory that was read, with which ``changed()`` looks again
+    dropped   links to directories that are no part of a directory that was read
 
 A file that is written to while it is being read is read again; one that never comes to rest is refused.
 """
@@ -55,6 +56,7 @@ class Inputs:
         self.files: _t.Dict[Checksum, str] = {}
         self.packed: _t.Dict[Checksum, str] = {}
         self.seen: _t.List[Input] = []
+        self.dropped: _t.Dict[str, _t.List[str]] = {}       # directory -> links in it that were left out
         self._found: _t.Dict[str, _t.Any] = {}
 
     def add(self, path: str, name: str) -> _t.Optional[_t.Tuple[bool, Checksum]]:
@@ -95,13 +97,13 @@ class Inputs:
         """
         index: _t.Dict[str, str] = {}
         signatures: _t.Dict[str, _t.Any] = {}
-        for relative, file in _walk(path):
+        for relative, file in _walk(path, dropped=self.dropped.setdefault(path, [])):
             checksum, signatures[relative] = self._hash(file, file)
             key = split_compression(relative)[0]
             if index.setdefault(key, checksum) != checksum:
                 raise SeamlessError("the directory '%s' holds '%s' both plain and compressed, with different content; "
                                     "remove one of the two" % (name or path, key))
-            check_text(key, "the file name %r in the directory '%s'" % (key, name or path))
+            check_text(key, "the file name '%s' in the directory '%s'" % (readable(key), readable(name or path)))
         checksum = self._add_index(plain_dumps(index))
         trusted = None not in signatures.values()
         self.seen.append(Input(path, checksum, True, signatures if trusted else None))
@@ -245,14 +247,23 @@ def check_text(text: str, what: str) -> None:
         raise SeamlessError("%s is not UTF-8, and cannot be written in a transformation; rename it" % what) from None
 
 
-def _walk(path: str, prefix: str = "") -> _t.Iterator[_t.Tuple[str, str]]:
-    """(relative path, path) of every file below ``path``."""
+def readable(name: str) -> str:
+    """``name`` on one line; bytes that are not UTF-8, and what cannot be printed, as escapes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _walk(path: str, prefix: str = "", dropped: _t.Optional[_t.List[str]] = None) -> _t.Iterator[_t.Tuple[str, str]]:
+    """(relative path, path) of every file below ``path`` but markers; links to directories go to ``dropped``."""
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, prefix + entry.name + "/")
-            elif entry.is_file():           # not a pipe, a dangling link or a link to a directory
-                yield prefix + entry.name, entry.path
+                yield from _walk(entry.path, prefix + entry.name + "/", dropped)
+            elif entry.is_file():           # not a pipe or a dangling link
+                if not entry.name.endswith(".FUTURE"):      # comes and goes with every command that has results
+                    yield prefix + entry.name, entry.path
+            elif dropped is not None and entry.is_dir():
+                dropped.append(prefix + entry.name)
 
 
 def _mode(path: str) -> int:

@@ -60,7 +60,7 @@ def _target(folder: str, name: str) -> str:
     parts = name.split("/")
     if not name or name.startswith("/") or ".." in parts or "\0" in name:
         raise JobError("the input '%s' cannot be a file of the job: its path must be relative and without '..'" % name)
-    path = os.path.join(folder, name)
+    path = os.path.normpath(os.path.join(folder, name))
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return path
 

@@ -10,16 +10,16 @@ import contextlib
 import io
 import os
 import stat
-import sys
 import threading
 import typing as _t
 
 from .celltypes import plain_dumps
 from .checksum import CHUNK, Checksum
-from .command import Target
 from .durable import remove_file
 from .errors import CacheMissError, SeamlessError
 from .inputs import parse_index, read_checksum_file
+from .program import write_output
+from .script import Target
 
 TOUCH_S = 30.0          # how often a .FUTURE file is touched; readers give up after 120 s
 
@@ -42,17 +42,9 @@ class Results:
 
     def print(self) -> None:
         """Write the result to standard output, byte by byte.  Raises ``BrokenPipeError``, ``SeamlessError``."""
-        if sys.stdout is None:
-            raise SeamlessError("there is no standard output to print the result to: it is closed")
         with self.open(self.outcome.result) as file:
-            try:
-                for piece in iter(lambda: file.read(CHUNK), b""):
-                    sys.stdout.buffer.write(piece)
-                sys.stdout.buffer.flush()
-            except BrokenPipeError:
-                raise
-            except OSError as exc:
-                raise SeamlessError("standard output cannot be written: %s" % exc.strerror) from exc
+            for piece in iter(lambda: file.read(CHUNK), b""):
+                write_output(piece)
 
     def contents(self, targets: _t.Sequence[Target]) -> _t.Dict[Target, _t.Union[Checksum, _t.Dict[str, Checksum]]]:
         """For each target the checksum of its file, or the index of its directory."""
@@ -116,6 +108,7 @@ class Results:
             raise SeamlessError("the result '%s' is a file, but a directory of that name is here; remove it, or give "
                                 "the result another name with --capture SRC:DST" % path)
         if not self.is_same(checksum, path):
+            check_writable(path)
             with self.open(checksum) as file:
                 _write_aside(path, file)
 
@@ -171,11 +164,23 @@ def check_appended(targets: _t.Sequence[Target], cwd: str) -> None:
                                     "empty one; write to another file and append that yourself" % target.local)
 
 
+def check_writable(path: str) -> None:
+    """Refuse to replace a file that is protected, as ``>`` does.  Raises ``SeamlessError``."""
+    if os.path.isfile(path) and not os.access(path, os.W_OK):
+        raise SeamlessError("the result '%s' cannot be written, because a file of that name is write-protected; make "
+                            "it writable with 'chmod u+w', or remove it" % path)
+
+
 @contextlib.contextmanager
 def announced(targets: _t.Sequence[Target], cwd: str, checksum: Checksum):
-    """While the ``with`` block runs, ``LOCAL.FUTURE`` files tell other commands to wait for the results."""
+    """While the ``with`` block runs, ``LOCAL.FUTURE`` files tell other commands to wait for the results.
+
+    Raises ``SeamlessError`` if a result could not be written.
+    """
     markers = {_local_path(target, cwd) + ".FUTURE": ("%s.%s\n" % (checksum, target.server)).encode("utf-8")
                for target in targets if not _is_special(_local_path(target, cwd))}
+    for target in targets:
+        check_writable(_local_path(target, cwd))
     ended = threading.Event()
 
     def touch():

@@ -27,7 +27,7 @@ def guarded(program: str, action: _t.Callable[[], int], traceback: bool = False)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:                 # the reader has had enough, as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except Exception as exc:
         if traceback:
@@ -40,16 +40,37 @@ def guarded(program: str, action: _t.Callable[[], int], traceback: bool = False)
         return 3
 
 
+def write_output(data: bytes) -> None:
+    """Write to standard output, at once.  Raises ``BrokenPipeError``, ``SeamlessError``."""
+    if not data:
+        return
+    if sys.stdout is None:                  # ">&-"
+        raise SeamlessError("there is no standard output to print the result to: it is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        _drop_output()
+        raise SeamlessError("standard output cannot be written: %s" % exc.strerror) from exc
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, so that Python does not complain when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextlib.contextmanager
 def _signals():
-    """SIGTERM and SIGHUP end the program as Ctrl-C does: with its job."""
+    """SIGTERM, SIGQUIT and SIGHUP end the program as Ctrl-C does: with its job."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
               if signal.getsignal(number) == signal.SIG_DFL}
     try:
         yield

@@ -3,7 +3,10 @@
     a private folder                inputs become files and variables (``jobfolder``)
       -> bash in a session of its own    stdin is empty; what it prints is passed on as it comes
       -> RESULT                     becomes the result
-      -> the folder is removed      always, and so is every process of the job that is still there
+      -> the folder is removed      always, and so is what is left of the session
+
+A process that made a session of its own (``setsid``) outlives a command that ends by itself, but not one that is
+cancelled, interrupted or too slow.
 
 One pipe takes standard output and error (RESULT aside), so their order is kept; it is read all the time, so
 that no amount of output can block the command.
@@ -23,6 +26,7 @@ import typing as _t
 from .checksum import Checksum
 from .errors import ConfigurationError, DeadlineError, JobCancelledError, JobError, SeamlessError
 from .jobfolder import remove_folder, store_result, write_inputs
+from .processes import MARK, kill_family
 from .transformation import Meta, Recipe
 from .values import fetch
 
@@ -31,8 +35,9 @@ ARGUMENT_BYTES = 120_000        # Linux allows 128 KiB for one argument; longer 
 POLL_S = 0.1                    # how often to look whether the job was cancelled
 TERM_S = 2.0                    # from SIGTERM to SIGKILL
 LINGER_S = 1.0                  # for processes that outlive the command and still hold its output open
+# The command runs in a subshell, where $$ is still this shell, which would ignore "kill -INT $$" while it waits.
 # Background jobs end with the command.  (What has left bash's job table is killed with the session, later.)
-_HEADER = "set -u -e\ntrap 'kill $(jobs -p) 2>/dev/null || :' EXIT\n"
+_HEADER = "set -u -e\ntrap 'kill $(jobs -p) 2>/dev/null || :' EXIT\ntrap 'exit 130' INT\n"
 
 
 def run_shell(recipe: Recipe, meta: Meta, store, *, log_fd: _t.Optional[int] = None, run_dir=None,
@@ -187,6 +192,9 @@ class _Command:
         self.returncode = 0
         self._start = dict(args=arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL, bufsize=0,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        self._mark = ""
+        if MARK not in environment:         # in a worker, whose own mark finds the job too
+            self._mark = environment[MARK] = os.urandom(8).hex()
         self._process: _t.Optional[subprocess.Popen] = None
         self._log_fd = log_fd
         self._tail = bytearray()
@@ -206,6 +214,8 @@ class _Command:
         except BaseException:
             self._signal(signal.SIGTERM)
             self._wait(TERM_S)
+            if self._mark and self._process is not None:
+                kill_family(self._process.pid, self._mark)
             raise
         finally:
             if self._process is not None:

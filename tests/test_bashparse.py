@@ -107,6 +107,21 @@ def test_words_before_the_first_redirection_are_counted():
     assert [command.words_before_redirect for command in parse("cat a b >f c; > f a b; cat a; x 2>&1").commands] == [3, 0, 2, 1]
 
 
+@pytest.mark.parametrize("text, words, written", [
+    ("a b; ./c d > e", "b ./c d", "e"),
+    ("diff <(sort a) >(tee b > c)", "<(sort a) >(tee b > c) a b", "c"),
+    ("x $(cat a <b; f=c ./p 2>q) \"$(<d)\"", "$(cat a <b; f=c ./p 2>q) $(<d) a ./p f=c b d", "q"),
+    ("for f in a 'b c' $x *.t; do w $f; done", "$f a b c $x *.t", ""),
+    ("x `cat a \\`cat b > c\\``", "`cat a \\`cat b > c\\`` a `cat b > c` b", "c"),
+    ("[[ -f a && b == c ]]", "-f a b == c", ""), ("x `cat 'a`", "`cat 'a`", ""),
+    ("x ${v:-$(cat a)} $(( $(cat b) ))", "${v:-$(cat a)} $(( $(cat b) )) a b", ""),
+])
+def test_all_words_that_may_name_a_file_are_mentioned(text, words, written):
+    parsed = parse(text)
+    assert " ".join(word.text for word in parsed.mentioned()) == words
+    assert parsed.written == set(written.split())
+
+
 # --- commands, pipelines
 
 @pytest.mark.parametrize("text, expected", [

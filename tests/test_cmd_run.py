@@ -314,13 +314,12 @@ def test_large_transfers_are_asked_about(run, monkeypatch):
         prepared("-n", "ls").confirm("Upload", 401, 10)
     for answer, accepted in (("what\nyes\n", True), ("y\n", True), ("n\n", False), ("\n", False), ("", False)):
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
         with contextlib.nullcontext() if accepted else pytest.raises(SeamlessError, match="refused"):
             prepared("ls").confirm("Download", 2, 6 * 10**8)
 
 
-def test_hints_after_a_failure(run):
-    assert "'b.txt' is here, but not where the command ran" in run("-c", "cat a.txt && cat b.txt", code=1)[1]
-    assert "-i b.txt" in run("-c", "cat a.txt > o.txt b.txt", code=1)[1]
+def test_a_hint_after_a_failure(run):
     assert "write the command as -c" in run("grep", "foo bar", "a.txt", code=2)[1]
 
 

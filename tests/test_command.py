@@ -129,6 +129,9 @@ def test_names_that_are_not_utf8_are_refused_or_mapped(tmp_path):
     with pytest.raises(SeamlessError, match="not UTF-8"):
         build(tmp_path, "ls", "d")
     assert pins(build(tmp_path, "-g1", "-mx", "-i", name, "-c", "cat file1.txt")) == ["file1.txt"]
+    assert build(tmp_path, "-mx", "cat", name).code == "(\ncat file1.txt\n) > RESULT\n"
+    with pytest.raises(SeamlessError, match=r"'cat caf\\xe9.txt; echo caf\\xe9.txt' is not UTF-8"):
+        build(tmp_path, "-mx", "-c", "cat %s; echo %s" % (name, name))
 
 
 def test_expansions_are_not_file_names(here):
@@ -205,9 +208,83 @@ def test_captures_may_come_from_a_loop_with_computed_names(here):
     assert [target.server for target in plan.targets] == ["o1"]
 
 
-def test_words_outside_the_primary_pipeline_are_remembered_for_hints(here):
-    assert "b.txt" in build(here, "-c", "cat a.txt && cat b.txt").other_words
-    assert "b.txt" in build(here, "-c", "cat a.txt > o b.txt").other_words
+@pytest.mark.parametrize("text, missed", [
+    ("cat a.txt && cat b.txt", ["b.txt"]),
+    ("cat a.txt > o b.txt", ["b.txt"]),
+    ("diff <(sort a.txt) <(sort b.txt)", ["a.txt", "b.txt"]),
+    ("for f in a.txt b.txt x; do cat $f; done", ["a.txt", "b.txt"]),
+    ("for f in [ab].txt; do cat $f; done", ["a.txt", "b.txt"]),
+    ("echo $(cat a.txt) \"$(< b.txt)\"", ["a.txt", "b.txt"]),
+    ("echo `cat a.txt \\`cat b.txt\\``", ["a.txt", "b.txt"]),
+    ("f=a.txt; echo x --from=b.txt", ["a.txt"]),
+    ("[[ -f a.txt ]]", ["a.txt"]),
+    ("cat a.txt; ./s.sh", ["./s.sh"]),
+    ("cat a.txt; cat d/x.txt > d/o.txt", ["d/x.txt"]),
+    ("cat d/x.txt; ls d", ["d"]),
+    ("cat a.txt; cat {}/b.txt", ["{}/b.txt"]),
+    # covered, made by the command, or no file
+    ("cat a.txt; cat ./a.txt", []), ("ls d; cat d/x.txt", []), ("ls .; cat d/x.txt b.txt", []),
+    ("sort a.txt > b.txt; cat b.txt", []), ("echo $(sort x > b.txt; cat b.txt)", []), ("echo; ls . ..; cat 'x y'", []),
+    ("cat a.txt; d", []), ("cat a.txt; ls d > d/o.txt", []), ("cat a.txt; ls / /dev/null", []),
+])
+def test_words_that_are_files_here_only_are_known(text, missed, here):
+    assert build(here, "-g1", "-c", text.replace("{}", str(here))).missed == [
+        name.replace("{}", str(here)) for name in missed]
+
+
+def test_captured_results_are_not_missed(here):
+    (here / "res").mkdir()
+    assert build(here, "-i", "a.txt", "-cp", "res/e", "-c", "true; mkdir -p res/e; cp a.txt res/e/f").missed == []
+
+
+def test_the_recipe_from_before_the_results_were_here_is_known(here):
+    argv = ["-i", "a.txt", "-cp", "res", "-c", "mkdir res; cp a.txt res/f"]
+    before = build(here, *argv)
+    assert before.earlier is None
+    make_files(here, {"res/f": {"text": "old\n"}})
+    after = build(here, *argv)
+    assert after.recipe != before.recipe and after.earlier == before.recipe
+    make_files(here, {"s.txt": {"text": ""}})
+    assert build(here, "-cp", "s.txt", "-c", "cp a.txt s.txt").earlier is None      # without s.txt it is refused
+
+
+def test_an_empty_word_is_a_value_and_no_input(here):
+    assert pins(build(here, "-c", "wc -l a.txt ''")) == ["a.txt"]
+    with pytest.raises(UsageError, match="-i '' names no input"):
+        build(here, "-i", "", "ls")
+
+
+def test_words_of_the_system_are_values(here):
+    assert pins(build(here, "-c", "cat /dev/null /proc/version /dev/x.txt /proc/self/ < /proc/version")) == []
+
+
+@pytest.mark.parametrize("text, chmod, code", [
+    ("timeout 5 ./s.sh ./a.txt", "s.sh", "timeout 5 ./s.sh a.txt"),
+    ("env A=1 nice -n 3 {}/s.sh", "s.sh", "env A=1 nice -n 3 ./s.sh"),
+    ("xargs -I {{}} ./d/t.sh {{}} < a.txt", "d/t.sh", "xargs -I {{}} d/t.sh {{}} < a.txt"),
+    ("nohup stdbuf -o L timeout -s KILL 2s './s.sh'", "s.sh", "nohup stdbuf -o L timeout -s KILL 2s './s.sh'"),
+    ("env cat ./s.sh", "", "env cat s.sh"),                 # data, not run
+    ("timeout 5 ./a.txt", "", "timeout 5 a.txt"),           # cannot be run here either
+])
+def test_a_script_behind_a_wrapper_can_be_run(text, chmod, code, here):
+    shutil.copy(here / "s.sh", here / "d" / "t.sh")
+    plan = build(here, "-c", text.replace("{{}}", "{0}").replace("{}", str(here)).replace("{0}", "{}"))
+    assert ("chmod +x '%s'\n" % chmod in plan.code) if chmod else "chmod" not in plan.code
+    assert "\n%s\n" % code.replace("{{}}", "{}") in plan.code
+
+
+def test_the_local_name_of_a_capture_wins(here):
+    target, = build(here, "-cp", "o.txt:mine.txt", "-c", "cat a.txt > o.txt").targets
+    assert target == command.Target("o.txt", "mine.txt")
+    target, = build(here, "-cp", "o.txt", "-c", "cat a.txt >> o.txt").targets
+    assert target == command.Target("o.txt", "o.txt", True)
+
+
+def test_a_result_behind_dots_lands_where_bash_puts_it(here):
+    plan = build(here, "-c", "cat a.txt > d/../o.txt")
+    assert plan.code == "mkdir -p RESULT/\ncat a.txt > o.txt\nmv o.txt RESULT/\n"
+    with pytest.raises(UsageError, match="a command writes its results below"):
+        build(here, "-c", "cat a.txt > d/../../o.txt")
 
 
 def test_a_pyenv_like_program_outside_is_left_alone(here, tmp_path_factory, monkeypatch):

@@ -381,6 +381,26 @@ def test_control_c_ends_the_whole_job(run_dir, tmp_path):
     assert_dead(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_a_time_limit_also_ends_what_has_left_the_session(run_dir, tmp_path):
+    code = "setsid -f sh -c 'echo $$ > %s; exec sleep 300'; sleep 300" % (tmp_path / "pid")
+    with pytest.raises(DeadlineError):
+        run(MemoryBuffers(), code, run_dir, meta=Meta(timeout_s=1))
+    assert_dead(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("code", ["(\nkill -INT $$; echo after\n) > RESULT", "kill -INT $$; echo after > RESULT"])
+def test_a_command_that_interrupts_its_shell_has_failed(code, run_dir):
+    with pytest.raises(JobError, match="SIGINT") as caught:
+        run(MemoryBuffers(), code, run_dir)
+    assert caught.value.returncode == 130
+
+
+def test_the_working_folder_itself_may_be_an_input(store, run_dir):
+    pins = {".": folder_pin(store, {"a/b": b"1\n", "c": b"2\n"})}
+    assert run(store, "cat a/b c > RESULT", run_dir, pins=pins) == b"1\n2\n"
+
+
 def test_a_folder_that_the_job_locked_is_removed_too(run_dir):
     assert run(MemoryBuffers(), "mkdir -p a/b; echo 1 > a/b/c; echo 1 > RESULT; chmod 000 a/b a .", run_dir) == b"1\n"
 
