@@ -4,6 +4,8 @@
 ``submit`` is for many: one thread sends what has been collected in one request, another waits for whatever
 has ended; both exist only while there is something to do.  A job's id is its checksum and each submission
 has a token, so that any request may be repeated: a job that ended meanwhile is not run again.
+
+After a fork the child is a client of its own, which waits for nothing; the parent's jobs stay the parent's.
 """
 import base64
 import collections
@@ -12,6 +14,7 @@ import os
 import threading
 import time
 import typing as _t
+import weakref
 
 from .errors import DeadlineError, JobCancelledError, SeamlessError, ServiceError
 from .httpclient import HttpClient
@@ -25,6 +28,7 @@ _GRACE_S = 60.0
 _QUIET_S = 0.1
 _BATCH_JOBS = 500
 _BATCH_BYTES = 8 << 20
+_ABANDON_S = 3.0            # telling the server that a job was given up takes no longer
 _LINGER_S = 0.5             # the sending thread ends when it has had nothing to do for so long
 log = logging.getLogger(__name__)
 
@@ -46,8 +50,13 @@ class JobserverClient:
     """
 
     def __init__(self, address: str, secret: _t.Optional[bytes] = None):
-        self.name = "%d-%s" % (os.getpid(), os.urandom(6).hex())
         self._http = HttpClient(address, secret)
+        self._begin()
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        """Nothing is asked for yet: when it is made, and in a child that was forked."""
+        self.name = "%d-%s" % (os.getpid(), os.urandom(6).hex())
         self._changed = threading.Condition()
         self._pending: _t.Dict[str, _Submitted] = {}
         self._outbox: "collections.deque[str]" = collections.deque()
@@ -63,8 +72,18 @@ class JobserverClient:
         """Have ``job`` run and wait for its outcome.
 
         ``parent``: the id of the job that waits here, which gives its slot back meanwhile.  ``on_log`` gets
-        what the job prints, as it comes.  Raises ``DeadlineError`` after ``deadline_s``; the job is cancelled.
+        what the job prints, as it comes.  Raises ``DeadlineError`` after ``deadline_s``; the job is cancelled,
+        as it is when the waiting is interrupted (Ctrl-C).
         """
+        try:
+            return self._run(job, parent, on_log, deadline_s)
+        except SeamlessError:
+            raise
+        except BaseException:               # Ctrl-C, or on_log failed
+            self._abandon(str(job.checksum))
+            raise
+
+    def _run(self, job: Job, parent, on_log, deadline_s) -> Outcome:
         id = str(job.checksum)
         end = None if deadline_s is None else time.monotonic() + deadline_s
         body = {"client": self.name, "jobs": [job.to_dict()], "parent": parent, "token": self._token()}
@@ -88,6 +107,13 @@ class JobserverClient:
                 if done or (end is not None and time.monotonic() >= end):
                     break
             wait = WAIT_S
+
+    def _abandon(self, id: str) -> None:
+        """Cancel a job that nobody here waits for any more, if that can be done quickly."""
+        try:
+            self._http.request("POST", "/cancel", json={"client": self.name, "ids": [id], "force": False}, timeout_s=_ABANDON_S)
+        except SeamlessError as exc:
+            log.info("job %s could not be cancelled: %s", id, exc)
 
     def _follow(self, id: str, on_log) -> _t.Iterator[bool]:
         """Hand on what the job prints, as it comes; the values say whether that was all."""
@@ -265,3 +291,13 @@ def _outcome(data: dict) -> Outcome:
     if isinstance(error, ServiceError):
         raise error
     return outcome
+
+
+def _forked() -> None:
+    for client in list(_clients):
+        client._begin()
+
+
+_clients: "weakref.WeakSet[JobserverClient]" = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

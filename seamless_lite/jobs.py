@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 
 from .checksum import Checksum
 from .errors import JobCancelledError, SeamlessError, ServiceError, error_to_dict
-from .pool import WorkerPool
+from .pool import WorkerPool, remove_file
 from .record import cached_outcome, minimal_record
 from .stores import Stores
 from .transformation import Job, Meta
@@ -291,8 +291,8 @@ class Jobs:
             self._remembered -= entry.size
             if self._entries.get(entry.id) is entry:
                 del self._entries[entry.id]
-            if entry.log is not None and os.path.exists(entry.log):
-                os.unlink(entry.log)
+            if entry.log is not None:
+                remove_file(entry.log)
         while self._clients:
             name, client = next(iter(self._clients.items()))        # the one that has not called for longest
             if client.seen_s > old:

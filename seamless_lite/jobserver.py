@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import threading
 import typing as _t
 
 from .cpus import usable_cpus
@@ -47,25 +48,32 @@ class JobServer(Service):
         super().__init__()
         secret = os.urandom(32)
         hello = {"stores": spec, "stores_secret": _base64(stores_secret), "secret": _base64(secret)}
-        self.pool = WorkerPool(workers, lambda: {**hello, "address": self._inner.address}, command)
+        self._inner: _t.List[Running] = []
+        self._inner_lock = threading.Lock()
+        self.pool = WorkerPool(workers, lambda: {**hello, "address": self._inner[0].address}, command,
+                               look_after=lambda: self._listen_to_workers(secret))
         self.jobs = Jobs(self.pool, stores, self.stopping, mode, target)
         self.routes = [("POST", re.compile("/" + name), handler) for name, handler in (
             ("jobs", self._jobs), ("wait", self._wait), ("status", self._status), ("logs", self._logs),
             ("cancel", self._cancel))]
-        self._inner = self._listen_to_workers(secret)
-        self.routes += Compat(self.jobs, record).routes
-        self.pool.prestart()
-
-    def _listen_to_workers(self, secret: bytes) -> Running:
-        inner = Service()
-        inner.name, inner.routes, inner.stopping = "jobserver-for-workers", self.routes, self.stopping
-        path = os.path.join(self.pool.folder, "socket")
-        listen = Listen(path) if len(path) < _SOCKET_BYTES else Listen(None, "127.0.0.1", 0)
         try:
-            return start(inner, listen, secret=secret)
+            self._listen_to_workers(secret)
         except BaseException:
             self.pool.close()
             raise
+        self.routes += Compat(self.jobs, record).routes
+        self.pool.prestart()
+
+    def _listen_to_workers(self, secret: bytes) -> None:
+        """Listen for workers, unless we do; again, at the same address, if somebody removed the socket."""
+        path = os.path.join(self.pool.folder, "socket")
+        is_unix = len(path) < _SOCKET_BYTES
+        with self._inner_lock:
+            if self._inner and (not is_unix or os.path.exists(path)):
+                return
+            inner = Service()
+            inner.name, inner.routes, inner.stopping = "jobserver-for-workers", self.routes, self.stopping
+            self._inner.append(start(inner, Listen(path) if is_unix else Listen(None, "127.0.0.1", 0), secret=secret))
 
     def busy(self) -> bool:
         """True while there are jobs."""
@@ -79,7 +87,8 @@ class JobServer(Service):
         """Kill all jobs; what has ended is recorded."""
         self.pool.close()
         self.jobs.close()
-        self._inner.stop()
+        for inner in self._inner:
+            inner.stop()
         self.jobs.stores.close()
 
     def _jobs(self, request: Request):

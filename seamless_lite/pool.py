@@ -12,6 +12,7 @@ its process with all that it started, so that it costs exactly that job.
 A job and an outcome are JSON here; what they mean is not the pool's business.
 """
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from .processes import MARK, describe_exit, kill_family, receive_message, send_m
 
 #: So much of the end of a job's output goes into its outcome.
 TAIL_BYTES = 1 << 16
+LOG_BYTES = 1 << 30         # the output of a running job is begun anew on disk when it is bigger than this
 _PACKAGE = __package__
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Not "python -m": that loads the module a second time under its own name, and puts the working folder on the path.
@@ -50,6 +52,12 @@ def tail(path: _t.Optional[str], n: int = TAIL_BYTES) -> str:
             return file.read(n).decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def remove_file(path: str) -> None:
+    """Remove a file; somebody may have done so already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 class _Task:
@@ -98,13 +106,14 @@ class WorkerPool:
     """``workers`` slots.  ``hello()`` gives the first message to each worker process (a dict).
 
     ``command`` is how a worker is started (the number of its socket is appended); ``folder`` is
-    where the private folder for logs and temporary files is made.  Safe from several threads.
+    where the private folder for logs and temporary files is made.  It is made again should somebody remove it;
+    ``look_after`` is called then and when, to do the same for what others keep in it.  Safe from several threads.
     """
 
     def __init__(self, workers: int, hello: _t.Callable[[], dict] = dict, command: _t.Optional[_t.Sequence[str]] = None,
-                 folder: _t.Optional[str] = None):
+                 folder: _t.Optional[str] = None, look_after: _t.Callable[[], None] = lambda: None):
         self.workers = workers
-        self._hello = hello
+        self._hello, self._look_after = hello, look_after
         self._command = list(command or [sys.executable, "-c", _BOOT, _ROOT, _PACKAGE + ".worker"])
         self.folder = tempfile.mkdtemp(prefix="seamless-jobs-", dir=folder)
         self._changed = threading.Condition()       # its lock guards everything below
@@ -317,13 +326,16 @@ class WorkerPool:
                 outcome = _failure(SeamlessError("job %s could not be run: %s: %s" % (task.id, type(exc).__name__, exc)))
             self._finish(worker, task, outcome)
         self._end(worker)
-        if worker.log is not None and os.path.exists(worker.log):
-            os.unlink(worker.log)
+        if worker.log is not None:
+            remove_file(worker.log)
         with self._changed:
             self._all.discard(worker)
 
     def _run(self, worker: _Worker, task: _Task) -> _t.Optional[dict]:
         """Run ``task`` in the process of ``worker``.  None: the process died, and the job may be tried again."""
+        self._keep_folder()
+        if worker.log is not None and not os.path.exists(worker.log):
+            worker.log = None
         child = worker.child
         if child is not None and (task.deaths or child.process.poll() is not None):
             self._end(worker)
@@ -363,6 +375,18 @@ class WorkerPool:
                 return json.loads(receive_message(child.socket))
             if child.process.poll() is not None:
                 raise EOFError
+            self._look_at(task)
+
+    def _look_at(self, task: _Task) -> None:
+        """While a job runs: what it and its successors need on disk, and that it does not fill the disk."""
+        try:
+            self._keep_folder()
+            if _size(task.log) > LOG_BYTES:
+                with open(task.log, "ab") as file:      # it and its children append too: they go on at the new end
+                    file.truncate(0)
+                    file.write(b"[more than %d MiB of output; what came before is lost]\n" % (LOG_BYTES >> 20))
+        except (OSError, SeamlessError) as exc:         # the job itself may not need them
+            log.warning("job %s: %s", task.id, exc)
 
     def _post_mortem(self, child: _Child, task: _Task) -> _t.Optional[dict]:
         """What a job whose worker died gets; None: another try."""
@@ -405,7 +429,7 @@ class WorkerPool:
         if outcome is not None:
             task.done(outcome, path)
         elif path is not None:
-            os.unlink(path)
+            remove_file(path)
         if retire or worker.killed:
             self._end(worker)
         with self._changed:
@@ -426,7 +450,7 @@ class WorkerPool:
         try:
             process = subprocess.Popen(
                 self._command + [str(theirs.fileno())], stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
-                pass_fds=[theirs.fileno()], cwd=self.folder, start_new_session=True, env={**os.environ, MARK: mark})
+                pass_fds=[theirs.fileno()], cwd="/", start_new_session=True, env={**os.environ, MARK: mark})
         except BaseException:
             ours.close()
             raise
@@ -437,6 +461,19 @@ class WorkerPool:
         child = worker.child = _Child(process, ours, mark)
         send_message(ours, json.dumps({"folder": self.folder, **self._hello()}).encode())
         return child
+
+    def _keep_folder(self) -> None:
+        """Make the folder again if somebody removed it.  Raises ``ServiceError`` if its name is taken, ``OSError``."""
+        try:
+            info = os.lstat(self.folder)
+        except FileNotFoundError:
+            log.warning("the folder %s was removed, and is made again", self.folder)
+            os.makedirs(self.folder, 0o700, exist_ok=True)
+            info = os.lstat(self.folder)
+        if info.st_uid != os.geteuid():        # of a link: who made the link
+            raise ServiceError("the jobserver's folder %s was removed, and its name belongs to somebody else now: "
+                               "stop the jobserver" % self.folder)
+        self._look_after()
 
     def _new_path(self, kind: str) -> str:
         with self._changed:

@@ -4,9 +4,11 @@ The process is started with the number of its socket.  It gets a hello (where th
 its jobserver), then for each job a control message and the job, and answers each with the outcome.
 While a job runs, descriptors 1 and 2 are its log file: what Python, C code and children print ends up
 there, where the jobserver can read it at once.  When the connection closes, the jobserver is gone: the
-process kills what its job has started, removes the folder of the pool, and ends.
+process kills what its job has started, removes the folder of the pool, and ends.  A job begins in its own empty
+working folder, and in the state in which the process was before its first job (``Baseline``).
 """
 import base64
+import contextvars
 import json
 import os
 import socket
@@ -17,6 +19,7 @@ import typing as _t
 from queue import SimpleQueue
 
 from . import processes
+from .baseline import Baseline
 from .celltypes import DEEP
 from .errors import CorruptBufferError, JobCancelledError, JobError, SeamlessError
 from .execute import execute
@@ -198,6 +201,8 @@ class _Process:
         self._output = _Output()
         self._secret = base64.b64decode(self._hello["secret"]) or None
         self._stores = open_stores(self._hello["stores"], base64.b64decode(self._hello["stores_secret"]) or None)
+        self._baseline = Baseline()
+        processes.adopt_orphans()
         threading.Thread(target=self._read, name="seamless-reader", daemon=True).start()
 
     def _read(self) -> None:
@@ -221,10 +226,13 @@ class _Process:
     def _one(self, control: dict, payload: bytes) -> dict:
         global _context
         self._output.begin(control["log"])
+        os.chdir(control["run_dir"])
         _context = WorkerContext(self._hello["address"], self._secret, control["id"], self._stores)
         try:
             job = Job.from_dict(json.loads(payload))
-            outcome = run_job(job, Stores(self._stores.buffers, None), record=False, log_fd=2, run_dir=control["run_dir"])
+            # In a copy of the context: decimal and numpy keep their settings there.
+            outcome = contextvars.copy_context().run(run_job, job, Stores(self._stores.buffers, None), record=False,
+                                                     log_fd=2, run_dir=control["run_dir"])
         except (SeamlessError, LookupError, TypeError, ValueError) as exc:
             outcome = Outcome.failure(exc if isinstance(exc, SeamlessError) else
                                       SeamlessError("job %s is malformed: %s: %s" % (control["id"], type(exc).__name__, exc)))
@@ -235,11 +243,12 @@ class _Process:
             if os.getpid() != self._pid:    # the job forked, and its child came back here
                 os._exit(1)
         data = outcome.to_dict()
+        fresh = self._baseline.restore()
         threads_left = _end_children(self._pid)
         logs = self._output.end()
         if logs:
             data["logs"] = logs
-        if threads_left or _resident_bytes() > RETIRE_BYTES:
+        if not fresh or threads_left or _resident_bytes() > RETIRE_BYTES:
             data["retire"] = True
         return data
 

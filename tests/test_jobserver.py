@@ -2,7 +2,9 @@
 import json
 import os
 import pathlib
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -507,6 +509,183 @@ def test_the_children_of_a_job_that_was_cancelled_are_cancelled(make_server, tmp
 def test_a_failure_of_a_child_is_the_drivers_to_handle(make_server):
     outcome = make_server(1).run(nested("return call('def f(a):\\n    raise ValueError(a)\\n', a=word)", word="deep"))
     assert kind(outcome) == "JobError" and "deep" in outcome.error["message"]
+
+
+# --- what jobs leave behind
+
+STATE = """
+def f(change):
+    import decimal, locale, os, signal, sys, warnings
+    old = [os.listdir("."), os.environ.get("LEAK"), "HOME" in os.environ, os.umask(0o22), sys.path[:1] == ["/evil"], sys.getrecursionlimit(),
+           str(signal.getsignal(signal.SIGINT)), signal.getitimer(signal.ITIMER_REAL)[0], decimal.getcontext().prec,
+           locale.setlocale(locale.LC_ALL), warnings.filters[0][0], sys.gettrace() is None, sorted(map(str, signal.pthread_sigmask(0, ())))]
+    if change == 1:
+        open("file", "w").close()
+        os.chdir("/tmp")
+        os.environ["LEAK"] = "1"
+        del os.environ["HOME"]
+        os.umask(0o77)
+        sys.path.insert(0, "/evil")
+        sys.setrecursionlimit(5000)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 200)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        decimal.getcontext().prec = 5
+        locale.setlocale(locale.LC_ALL, "C")
+        warnings.simplefilter("error")
+        sys.settrace(lambda *_: None)
+    return old, os.getpid()
+"""
+
+
+def test_a_job_finds_the_process_as_the_first_one_did(make_server):
+    client = make_server(1)
+    (first, pid), (second, again) = [json.loads(client.run(make_job(STATE, change=i)).buffer) for i in (1, 2)]
+    assert first == second
+    assert pid == again, "putting back is cheaper than a new process"
+
+
+def test_random_numbers_do_not_go_on_from_the_seed_of_another_job(make_server):
+    client = make_server(1)
+    code = "def f(seed):\n    import random\n    if seed: random.seed(seed)\n    return random.random()\n"
+    client.run(make_job(code, seed=1))
+    seeded = random.Random(1)
+    assert float(client.run(make_job(code, seed=0)).buffer) not in (seeded.random(), seeded.random())
+
+
+@pytest.mark.parametrize("change", [
+    "import math; math.leak = 1", "import builtins; builtins.leak = 1", "import os; os.getcwd = None", "import os; os.environ = {}",
+    "import os; os.nice(1)", "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))",
+    "import sys; sys.path.insert(0, folder); import leaking_module", "import signal; signal.setitimer = None"])
+def test_a_process_that_cannot_be_put_back_runs_no_other_job(make_server, tmp_path, change):
+    client = make_server(1)
+    (tmp_path / "leaking_module.py").write_text("")
+    job = make_job("def f(folder):\n    %s\n    from os import getpid\n    return getpid()\n" % change, folder=str(tmp_path))
+    outcome = client.run(job)
+    assert outcome.error is None
+    assert client.run(make_job("def f():\n    from os import getpid\n    return getpid()\n")).buffer != outcome.buffer
+
+
+def test_each_job_has_a_working_folder_of_its_own(client, spec):
+    code = "def f(a):\n    import os\n    open('file', 'w').close()\n    return os.getcwd(), os.listdir('.')\n"
+    folders = [json.loads(client.run(make_job(code, a=i)).buffer) for i in range(3)]
+    assert [files for _, files in folders] == [["file"]] * 3
+    assert len({folder for folder, _ in folders}) == 3
+    until(lambda: not any(os.path.exists(folder) for folder, _ in folders), "a working folder was left")
+
+
+def test_a_process_without_parent_session_and_environment_ends_with_its_job(client, tmp_path):
+    code = ("def f(path):\n    import os, subprocess, time\n"
+            "    subprocess.run(\"(setsid env -i sh -c 'echo $$ > \" + path + \"; exec sleep 300' &)\", shell=True)\n"
+            "    while not os.path.exists(path) or not os.path.getsize(path): time.sleep(0.01)\n    return int(open(path).read())\n")
+    pid = int(client.run(make_job(code, path=str(tmp_path / "pid"))).buffer)
+    assert not os.path.exists("/proc/%d" % pid)
+
+
+# --- when the folder of the pool is removed
+
+@pytest.fixture
+def unix_server(make_server, monkeypatch):
+    """A client of a jobserver whose workers reach it through a Unix socket: its path must be short."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        client = make_server(1)
+        assert client.server._inner[0].address.startswith("unix:")
+        yield client
+        client.server.pool.close()
+        assert not os.listdir(folder)
+
+
+def test_jobs_run_and_print_after_the_folder_was_removed(client):
+    client.run(add(1))
+    folder = pathlib.Path(client.server.pool.folder)
+    for i in range(2):
+        shutil.rmtree(folder)
+        heard = []
+        outcome = client.run(make_job("def f(i):\n    print('hello')\n    return i\n", i=i), on_log=heard.append)
+        assert outcome.buffer == b"%d\n" % i and heard == [b"hello\n"]
+        assert folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(folder)
+    assert client.run(make_job("echo hi > RESULT", output=("result", "text", None), language="bash")).error is None
+
+
+def test_a_job_can_have_jobs_after_the_folder_was_removed(unix_server):
+    client = unix_server
+    body = "return call('def f(a):\\n    return a + 1\\n', a=a)"
+    assert client.run(nested(body, a=1)).buffer == b"2\n"
+    shutil.rmtree(client.server.pool.folder)
+    assert client.run(nested(body, a=2), deadline_s=60).buffer == b"3\n"
+
+
+def test_a_running_job_can_soon_have_jobs_again_when_the_folder_is_removed(unix_server, tmp_path):
+    client = unix_server
+    body = ("import os, time\nopen(go + '.begun', 'w').close()\nwhile not os.path.exists(go): time.sleep(0.01)\n"
+            "return call('def f(a):\\n    return a + 1\\n', a=1)")
+    values = in_background(client.run, nested(body, go=str(tmp_path / "go")), deadline_s=60)
+    until(lambda: (tmp_path / "go.begun").exists())
+    folder = pathlib.Path(client.server.pool.folder)
+    shutil.rmtree(folder)
+    until(lambda: (folder / "socket").exists(), "it does not listen again")
+    (tmp_path / "go").write_text("")
+    assert until(lambda: values)[0].buffer == b"2\n"
+
+
+# --- clients that are interrupted, and that fork
+
+def test_a_job_is_cancelled_when_its_client_is_interrupted(client, tmp_path):
+    job = slow(tmp_path / "pid")
+
+    def interrupt():
+        begun(tmp_path / "pid")
+        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.run(job)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert client.status([job.checksum])[job.checksum]["state"] == "canceled"
+
+
+def test_a_job_is_cancelled_when_its_output_cannot_be_passed_on(client):
+    job = make_job("def f():\n    import time\n    print('x')\n    time.sleep(300)\n")
+
+    def full(data):
+        raise OSError("full")
+    with pytest.raises(OSError, match="full"):
+        client.run(job, on_log=full)
+    assert client.status([job.checksum])[job.checksum]["state"] == "canceled"
+
+
+def test_a_forked_child_is_a_client_of_its_own(client, tmp_path):
+    client.submit(slow(tmp_path / "pid"), lambda outcome, error=None: None)
+    begun(tmp_path / "pid")
+    until(lambda: client._waiter is not None)          # both of its threads were there
+    client.submit(add(0), lambda outcome, error=None: None)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(PATIENCE_S)
+            values = []
+            for i in range(20):
+                client.submit(add(100 + i), lambda outcome, error=None: values.append(int(outcome.buffer)))
+            until(lambda: len(values) == 20)
+            os.write(write, json.dumps([sum(values), client.name, len(client._pending)]).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as file:
+        answer = file.read()
+    os.waitpid(pid, 0)
+    assert answer, "the child hung"
+    total, name, pending = json.loads(answer)
+    assert total == sum(range(101, 121)) and name != client.name and pending == 0
+    assert client.run(add(1000)).buffer == b"1001\n"
+
 
 
 # --- who may, and what else comes

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,6 +347,38 @@ def test_prestart_has_a_worker_ready(make_pool):
     until(lambda: len(jobs.pool.pids()) == 1, "no worker was started")
     pid = jobs.pool.pids()[0]
     assert jobs.run("a", "import os; result = os.getpid()")["result"] == pid
+
+
+def test_a_folder_that_was_removed_is_made_again(make_pool):
+    jobs = make_pool(1)
+    pid = jobs.run("a", "import os; result = os.getpid()")["result"]
+    shutil.rmtree(jobs.pool.folder)
+    assert jobs.run("b", "import os; print('hello'); result = os.getpid()")["result"] == pid
+    assert pathlib.Path(jobs.logs["b"]).read_text() == "hello\n"
+    assert os.stat(jobs.pool.folder).st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_that_somebody_else_put_in_its_place_is_not_used(make_pool):
+    jobs = make_pool(1)
+    jobs.run("a")
+    shutil.rmtree(jobs.pool.folder)
+    os.mkdir(jobs.pool.folder)
+    os.chown(jobs.pool.folder, 12345, -1)
+    try:
+        assert "somebody else" in jobs.run("b")["error"]["message"]
+    finally:
+        os.chown(jobs.pool.folder, os.geteuid(), -1)
+
+
+def test_output_without_end_does_not_fill_the_disk(make_pool, monkeypatch):
+    monkeypatch.setattr("seamless_lite.pool.LOG_BYTES", 1 << 20)
+    jobs = make_pool(1)
+    jobs.submit("a", "import os, time\nlog = control['log']\nos.write(1, bytes(2 << 20))\n"
+                "while os.path.getsize(log) > 1 << 20: time.sleep(0.01)\nprint('end')\nresult = 1")
+    assert jobs.wait("a") == [{"result": 1}]
+    text = pathlib.Path(jobs.logs["a"]).read_text()
+    assert text == "[more than 1 MiB of output; what came before is lost]\nend\n"
 
 
 def test_usable_cpus_counts_affinity():
