@@ -1,10 +1,8 @@
 """Reading files that may be compressed: the buffers ``<checksum>.zst`` and ``<checksum>.gz``, and the user's files.
 
-gzip is in the standard library.  For zstd this takes what there is: the module ``compression.zstd``
-(Python 3.14), the module ``zstandard``, or the program ``zstd``.  We never compress by ourselves.
+gzip is in the standard library, zstd takes the program ``zstd``.  We never compress by ourselves.
 """
 import hashlib
-import importlib
 import os
 import typing as _t
 
@@ -22,47 +20,27 @@ def pieces(path: str, suffix: str = "") -> _t.Iterator[bytes]:
     this machine can read zstd, and ``OSError`` if the file cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
-        if not suffix:
-            yield from iter(lambda: file.read(CHUNK), b"")
-            return
-        opened = _open_gzip(file) if suffix == ".gz" else _open_zstd(file)
-        if opened is None:
+        if suffix == ".zst":
             yield from _run_zstd(file, path)
-            return
-        reader, errors = opened
-        try:
-            yield from iter(lambda: reader.read(CHUNK), b"")
-        except errors as exc:
-            raise CorruptBufferError("%s is not whole %s data (%s)" % (path, ENCODINGS[suffix], exc)) from exc
-
-
-def _open_gzip(file):
-    import gzip         # few stores hold compressed buffers
-    import zlib
-    return gzip.GzipFile(fileobj=file), (EOFError, zlib.error, gzip.BadGzipFile)
-
-
-def _open_zstd(file):
-    """(reader, its errors), or None if no module can do it."""
-    try:
-        zstd = importlib.import_module("compression.zstd")
-        return zstd.ZstdFile(file), (EOFError, zstd.ZstdError)
-    except ImportError:
-        pass            # before Python 3.14
-    try:
-        zstandard = importlib.import_module("zstandard")
-    except ImportError:
-        return None
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), (zstandard.ZstdError,)
+        elif suffix == ".gz":
+            import gzip         # few stores hold compressed buffers
+            import zlib
+            reader = gzip.GzipFile(fileobj=file)
+            try:
+                yield from iter(lambda: reader.read(CHUNK), b"")
+            except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+                raise CorruptBufferError("%s is not whole gzip data (%s)" % (path, exc)) from exc
+        else:
+            yield from iter(lambda: file.read(CHUNK), b"")
 
 
 def _run_zstd(file, path):
-    import subprocess   # the last resort
+    import subprocess       # few stores hold compressed buffers
     try:
         process = subprocess.Popen(["zstd", "-dcq"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except FileNotFoundError:
-        raise CacheMissError("%s is compressed with zstd, which nothing here can read: install the program zstd "
-                             "or the Python package zstandard" % path) from None
+        raise CacheMissError("%s is compressed with zstd, which nothing here can read: install the program zstd"
+                             % path) from None
     with process:
         try:
             yield from iter(lambda: process.stdout.read(CHUNK), b"")
@@ -131,15 +109,18 @@ def load(path: str, suffix: str, checksum: Checksum) -> _t.Optional[bytes]:
     return data if Checksum.of(data) == checksum else None
 
 
+def _tee(parts: _t.Iterable[bytes], file) -> _t.Iterator[bytes]:
+    for part in parts:
+        file.write(part)
+        yield part
+
+
 def expand(path: str, suffix: str, checksum: Checksum) -> _t.Optional[_t.BinaryIO]:
     """A temporary file with the decompressed content of ``path``, or None if it is not that of ``checksum``."""
     import tempfile         # slow to import, and few stores hold compressed buffers
-    file, sha = tempfile.TemporaryFile(), hashlib.sha256()
+    file = tempfile.TemporaryFile()
     try:
-        for piece in pieces(path, suffix):
-            sha.update(piece)
-            file.write(piece)
-        if sha.hexdigest() == checksum:
+        if hash_pieces(_tee(pieces(path, suffix), file)) == checksum:
             file.seek(0)
             return file
     except CorruptBufferError:

@@ -6,11 +6,11 @@ Our own requests are for many rows at once:
     POST /results/get      {"transformations": [...]}            -> {"results": {transformation: result}}
     POST /results/put      {"rows": [[transformation, result, metadata or null], ...]} -> {"stored": n}, committed
     POST /results/forget   {"transformations": [...]}            -> {"forgotten": [bool, ...]}
-    POST /results/reverse  {"result": checksum}                  -> {"transformations": [...]}
 
 Answers to writes come after the commit, which concurrent requests share.
 """
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -22,7 +22,7 @@ from .errors import ChecksumError, ConfigurationError, SeamlessError, ServiceErr
 from .httpbase import Service, run_service, service_arguments
 from .httpclient import HttpClient
 from .httpmessage import HttpError, Reply, Request
-from .resulttable import MemoryResults, ResultTable, Row, forget_row, put_row
+from .resulttable import MemoryResults, ResultTable, Row, forget_row, put_row, stored_row
 
 PROTOCOL = ["seamless", "database", "2.2"]
 BUCKET_KINDS = ("node", "environment", "node_env", "queue", "queue_node")
@@ -46,40 +46,30 @@ class DatabaseService(Service):
         self.routes = [
             ("POST", re.compile("/results/get"), self.results_get), ("POST", re.compile("/results/put"), self.results_put),
             ("POST", re.compile("/results/forget"), self.results_forget),
-            ("POST", re.compile("/results/reverse"), self.results_reverse),
             ("GET", anywhere, self.get), ("PUT", anywhere, self.put)]
 
     def info(self) -> dict:
-        """The file, and whether it is served for writing."""
         return {"file": self.table.path, "writable": self.table.writable}
 
     def close(self) -> None:
-        """Close the file."""
         self.table.close()
 
     # ---- our own requests
 
     def results_get(self, request: Request) -> dict:
-        """POST /results/get."""
-        return {"results": self.table.get_many(_member(request.json(), "transformations", list))}
+        return {"results": self.table.get_many(_list(request, "transformations"))}
 
     def results_put(self, request: Request) -> dict:
-        """POST /results/put."""
         self._check_writable()
-        rows = _member(request.json(), "rows", list)
+        rows = _list(request, "rows")
         if not all(isinstance(row, list) and len(row) == 3 and isinstance(row[2], (dict, type(None))) for row in rows):
             raise HttpError(400, "a row is [transformation, result, metadata or null]")
         self.table.put_many(rows)
         return {"stored": len(rows)}
 
     def results_forget(self, request: Request) -> dict:
-        """POST /results/forget."""
         self._check_writable()
-        return {"forgotten": [self.table.forget(name) for name in _member(request.json(), "transformations", list)]}
-
-    def results_reverse(self, request: Request) -> dict:
-        """POST /results/reverse."""
-        return {"transformations": self.table.reverse(_member(request.json(), "result", str))}
+        return {"forgotten": [self.table.forget(name) for name in _list(request, "transformations")]}
 
     def _check_writable(self) -> None:
         if not self.table.writable:
@@ -92,29 +82,34 @@ class DatabaseService(Service):
         query = _Query(request)
         if query.type == "protocol":
             return Reply(json.dumps(PROTOCOL))
-        handler = _READERS.get(query.type)
-        if handler is None:
-            raise _error(400, "unknown type %.40r" % query.type)
-        found = handler(self.table.query, query)
+        shape, sql = query.handler(_READERS)
+        found = shape(self.table.query(sql, query.values(sql)))
         if not found:
             raise _error(404, UNKNOWN_KEY)
-        return Reply(found if isinstance(found, str) else json.dumps(found, separators=(",", ":")))
+        return Reply(found if isinstance(found, str) else _compact(found))
 
     def put(self, request: Request) -> Reply:
         """PUT with a row in the body."""
         self._check_writable()
         query = _Query(request)
-        handler = _WRITERS.get(query.type)
-        if handler is None:
-            raise _error(400, "unknown type %.40r" % query.type)
-        self.table.write(handler(query))
+        handler = query.handler(_WRITERS)
+        if isinstance(handler, str):
+            values = query.values(handler)
+            self.table.write(lambda db: db.execute(handler, values))
+        else:
+            self.table.write(handler(query))
         return Reply("OK")
 
 
-def _member(value, name: str, kind: type):
-    if not isinstance(value, dict) or not isinstance(value.get(name), kind):
-        raise HttpError(400, "the body is a JSON object with %r, a %s" % (name, kind.__name__))
+def _list(request: Request, name: str) -> list:
+    value = request.json()
+    if not isinstance(value, dict) or not isinstance(value.get(name), list):
+        raise HttpError(400, "the body is a JSON object with %r, a list" % name)
     return value[name]
+
+
+def _compact(value) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 class _Query:
@@ -129,41 +124,55 @@ class _Query:
             raise _error(400, "the body is not a JSON object")
         self.type = self.text("type")
 
+    def handler(self, table: dict):
+        """What ``table`` has for the type."""
+        if self.type not in table:
+            raise _error(400, "unknown type %.40r" % self.type)
+        return table[self.type]
+
+    def values(self, sql: str) -> dict:
+        """The fields that the statement names, checked."""
+        return {name: _CHECKS.get(name, _Query.text)(self, name) for name in re.findall(r":(\w+)", sql)}
+
+    def _typed(self, name: str, kind: type, what: str):
+        value = self._fields.get(name)
+        if not isinstance(value, kind):
+            raise _error(400, "%s is not %s" % (name, what))
+        return value
+
     def checksum(self, name: str = "checksum") -> Checksum:
         return _as_checksum(self._fields.get(name), name)
 
-    def text(self, name: str, optional: bool = False) -> str:
-        value = self._fields.get(name)
-        if optional and value is None:
-            return ""
-        if not isinstance(value, str):
-            raise _error(400, "%s is not a string" % name)
-        return value
+    def optional_checksum(self, name: str) -> _t.Optional[Checksum]:
+        return None if self._fields.get(name) is None else self.checksum(name)
+
+    def checksums(self, name: str) -> _t.List[Checksum]:
+        return [_as_checksum(item, name) for item in self._typed(name, list, "a list")]
+
+    def text(self, name: str) -> str:
+        return self._typed(name, str, "a string")
+
+    def optional_text(self, name: str) -> str:
+        return "" if self._fields.get(name) is None else self.text(name)
 
     def object(self, name: str) -> dict:
         """A JSON object, or one written as a string."""
-        value = self._fields.get(name)
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                pass            # then it is none
-        if not isinstance(value, dict):
-            raise _error(400, "%s is not a JSON object" % name)
-        return value
+        with contextlib.suppress(TypeError, ValueError):        # then it is none, or one already
+            self._fields[name] = json.loads(self._fields.get(name))
+        return self._typed(name, dict, "a JSON object")
 
-    def checksums(self, name: str) -> _t.List[Checksum]:
-        value = self._fields.get(name)
-        if not isinstance(value, list):
-            raise _error(400, "%s is not a list" % name)
-        return [_as_checksum(item, name) for item in value]
+    def compact_object(self, name: str) -> str:
+        return _compact(self.object(name))
 
-    def has(self, name: str) -> bool:
-        return self._fields.get(name) is not None
+    def bucket_kind(self, name: str) -> str:
+        kind = self.text(name)
+        if kind not in BUCKET_KINDS:
+            raise _error(400, "%s is one of %s" % (name, ", ".join(BUCKET_KINDS)))
+        return kind
 
-    def path(self) -> str:
+    def path(self, name: str) -> str:
         """The path of an expression, as the JSON text that is stored."""
-        value = self._fields.get("path")
+        value = self._fields.get(name)
         text = value if isinstance(value, str) else json.dumps(value if value is not None else [])
         if len(text) > 100:
             raise _error(400, "path is longer than 100 characters")
@@ -179,75 +188,56 @@ def _as_checksum(value, name: str) -> Checksum:
         raise _error(400, "%s: %s" % (name, exc)) from None
 
 
-def _column(rows) -> list:
-    return [row[0] for row in rows]
-
+# ---- what is read: type -> (function of the rows, whose empty value is "unknown"; SELECT with the fields of the query)
 
 def _one(rows) -> str:
     return rows[0][0] if rows else ""
 
 
-# ---- what is read: type -> function of (query of the table, query of the client), whose empty value is "unknown"
-
-def _get_transformation(select, query):
-    return _one(select('SELECT "result" FROM "transformation" WHERE "checksum" = ?', [query.checksum()]))
+def _column(rows) -> list:
+    return [row[0] for row in rows]
 
 
-def _get_rev_transformations(select, query):
-    return _column(select('SELECT "checksum" FROM "transformation" WHERE "result" = ?', [query.checksum()]))
+def _objects(*names):
+    return lambda rows: [dict(zip(names, row)) for row in rows]
 
 
-def _get_metadata(select, query):
-    return _one(select('SELECT "metadata" FROM "meta_data" WHERE "checksum" = ?', [query.checksum()]))
+def _probe(rows):
+    names = ("bucket_kind", "label", "bucket_checksum", "captured_at")
+    return rows and {**dict(zip(names, rows[0])), "freshness_tokens": json.loads(rows[0][4])}
 
 
-def _get_irreproducible(select, query):
-    sql, values = 'SELECT "checksum", "result", "metadata" FROM "irreproducible_transformation" WHERE "checksum" = ?', [query.checksum()]
-    if query.has("result"):
-        sql, values = sql + ' AND "result" = ?', values + [query.checksum("result")]
-    return [{"checksum": checksum, "result": result, "metadata": metadata} for checksum, result, metadata in select(sql, values)]
-
-
-def _get_bucket_probe(select, query):
-    kind, label = _bucket_kind(query), query.text("label")
-    rows = select('SELECT "bucket_checksum", "captured_at", "freshness_tokens" FROM "bucket_probe" '
-                  'WHERE "bucket_kind" = ? AND "label" = ?', [kind, label])
-    return rows and {"bucket_kind": kind, "label": label, "bucket_checksum": rows[0][0], "captured_at": rows[0][1],
-                     "freshness_tokens": json.loads(rows[0][2])}
-
-
-def _get_buffer_info(select, query):
-    return _one(select('SELECT "buffer_info" FROM "buffer_info" WHERE "checksum" = ?', [query.checksum()]))
-
-
-def _get_syntactic(select, query):
-    return _column(select('SELECT "syntactic" FROM "syntactic_to_semantic" WHERE "semantic" = ? AND "celltype" = ? AND "subcelltype" = ?',
-                          [query.checksum(), query.text("celltype"), query.text("subcelltype", optional=True)]))
-
-
-def _get_semantic(select, query):
-    return _column(select('SELECT "semantic" FROM "syntactic_to_semantic" WHERE "syntactic" = ? AND "celltype" = ? AND "subcelltype" = ?',
-                          [query.checksum(), query.text("celltype"), query.text("subcelltype", optional=True)]))
-
-
-def _get_expression(select, query):
-    return _one(select('SELECT "result" FROM "expression" WHERE "input_checksum" = ? AND "path" = ? AND "celltype" = ? AND '
-                       '"target_celltype" = ?', [query.checksum(), query.path(), query.text("celltype"), query.text("target_celltype")]))
-
-
-def _get_rev_expression(select, query):
-    rows = select('SELECT "input_checksum", "path", "celltype", "target_celltype" FROM "expression" WHERE "result" = ?', [query.checksum()])
-    return [dict(zip(("checksum", "path", "celltype", "target_celltype"), row)) for row in rows]
-
-
+#: how a field is checked that is not just text
+_CHECKS: _t.Dict[str, _t.Callable] = {
+    "checksum": _Query.checksum, "value": _Query.checksum, "bucket_checksum": _Query.checksum,
+    "result": _Query.optional_checksum, "subcelltype": _Query.optional_text, "bucket_kind": _Query.bucket_kind,
+    "freshness_tokens": _Query.compact_object, "path": _Query.path}
 _READERS = {
-    "transformation": _get_transformation, "rev_transformations": _get_rev_transformations, "metadata": _get_metadata,
-    "irreproducible": _get_irreproducible, "bucket_probe": _get_bucket_probe, "buffer_info": _get_buffer_info,
-    "semantic_to_syntactic": _get_syntactic, "syntactic_to_semantic": _get_semantic,
-    "expression": _get_expression, "rev_expression": _get_rev_expression}
+    "transformation": (_one, 'SELECT "result" FROM "transformation" WHERE "checksum" = :checksum'),
+    "rev_transformations": (_column, 'SELECT "checksum" FROM "transformation" WHERE "result" = :checksum'),
+    "metadata": (_one, 'SELECT "metadata" FROM "meta_data" WHERE "checksum" = :checksum'),
+    "irreproducible": (_objects("checksum", "result", "metadata"), """
+        SELECT "checksum", "result", "metadata" FROM "irreproducible_transformation"
+        WHERE "checksum" = :checksum AND "result" = IFNULL(:result, "result")"""),
+    "bucket_probe": (_probe, """
+        SELECT "bucket_kind", "label", "bucket_checksum", "captured_at", "freshness_tokens" FROM "bucket_probe"
+        WHERE "bucket_kind" = :bucket_kind AND "label" = :label"""),
+    "buffer_info": (_one, 'SELECT "buffer_info" FROM "buffer_info" WHERE "checksum" = :checksum'),
+    "semantic_to_syntactic": (_column, """
+        SELECT "syntactic" FROM "syntactic_to_semantic"
+        WHERE "semantic" = :checksum AND "celltype" = :celltype AND "subcelltype" = :subcelltype"""),
+    "syntactic_to_semantic": (_column, """
+        SELECT "semantic" FROM "syntactic_to_semantic"
+        WHERE "syntactic" = :checksum AND "celltype" = :celltype AND "subcelltype" = :subcelltype"""),
+    "expression": (_one, """
+        SELECT "result" FROM "expression" WHERE "input_checksum" = :checksum AND "path" = :path
+        AND "celltype" = :celltype AND "target_celltype" = :target_celltype"""),
+    "rev_expression": (_objects("checksum", "path", "celltype", "target_celltype"), """
+        SELECT "input_checksum", "path", "celltype", "target_celltype" FROM "expression" WHERE "result" = :checksum""")}
 
 
-# ---- what is written: type -> function of the query, which checks it and returns a function of the connection
+# ---- what is written: type -> a statement with the fields of the query, or a function of the query, which checks it
+# ---- and returns a function of the connection
 
 def _put_transformation(query):
     checksum, result = query.checksum(), query.checksum("value")
@@ -262,15 +252,14 @@ def _put_metadata(query):
         raise _error(400, "the execution record is of another transformation or result")
 
     def write(db):
-        stored = db.execute('SELECT "result", "metadata" FROM "meta_data" WHERE "checksum" = ?', (checksum,)).fetchone()
-        known = db.execute('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (checksum,)).fetchone()
+        known, recorded, metadata = stored_row(db, checksum)
         if db.execute('SELECT 1 FROM "irreproducible_transformation" WHERE "checksum" = ?', (checksum,)).fetchone():
             raise _error(409, "Transformation already has irreproducible records")
-        if known and known[0] != result:
+        if known not in (None, result):
             raise _error(409, "Transformation result does not match execution record result")
-        if stored and stored[0] != result:
+        if recorded not in (None, result):
             raise _error(409, "Execution record result does not match stored metadata result")
-        if stored and json.loads(stored[1]) != record:
+        if recorded and json.loads(metadata) != record:
             raise _error(409, "Execution record already exists with different metadata")
         put_row(db, checksum, result, record)
     return write
@@ -280,32 +269,18 @@ def _put_irreproducible(query):
     checksum, result = query.checksum(), query.checksum("result")
 
     def write(db):
-        known = db.execute('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (checksum,)).fetchone()
-        stored = db.execute('SELECT "result", "metadata" FROM "meta_data" WHERE "checksum" = ?', (checksum,)).fetchone()
-        if known and known[0] != result:
+        known, recorded, metadata = stored_row(db, checksum)
+        if known not in (None, result):
             raise _error(404, UNKNOWN_KEY)
-        if stored and stored[0] != result:
+        if recorded not in (None, result):
             raise _error(409, "Execution record result does not match stored metadata result")
-        if known or not db.execute('SELECT 1 FROM "irreproducible_transformation" WHERE "checksum" = ? AND "result" = ?',
-                                   (checksum, result)).fetchone():
+        row = (result, checksum)
+        there = 'SELECT 1 FROM "irreproducible_transformation" WHERE "result" = ? AND "checksum" = ?'
+        if known or not db.execute(there, row).fetchone():
             db.execute('INSERT INTO "irreproducible_transformation" ("result", "checksum", "metadata") VALUES (?, ?, ?)',
-                       (result, checksum, stored[1] if stored else ""))
+                       (*row, metadata or ""))
         forget_row(db, checksum)
     return write
-
-
-def _bucket_kind(query) -> str:
-    kind = query.text("bucket_kind")
-    if kind not in BUCKET_KINDS:
-        raise _error(400, "bucket_kind is one of %s" % ", ".join(BUCKET_KINDS))
-    return kind
-
-
-def _put_bucket_probe(query):
-    values = (_bucket_kind(query), query.text("label"), query.checksum("bucket_checksum"), query.text("captured_at"),
-              json.dumps(query.object("freshness_tokens"), separators=(",", ":")))
-    return lambda db: db.execute('INSERT OR REPLACE INTO "bucket_probe" ("bucket_kind", "label", "bucket_checksum", "captured_at", '
-                                 '"freshness_tokens") VALUES (?, ?, ?, ?, ?)', values)
 
 
 def _put_buffer_info(query):
@@ -314,46 +289,39 @@ def _put_buffer_info(query):
     def write(db):
         stored = db.execute('SELECT "buffer_info" FROM "buffer_info" WHERE "checksum" = ?', (checksum,)).fetchone()
         merged = {**(json.loads(stored[0]) if stored else {}), **value}
-        db.execute('INSERT OR REPLACE INTO "buffer_info" VALUES (?, ?)', (checksum, json.dumps(merged, separators=(",", ":"))))
+        db.execute('INSERT OR REPLACE INTO "buffer_info" VALUES (?, ?)', (checksum, _compact(merged)))
     return write
 
 
 def _put_syntactic(query):
-    rows = [(syntactic, query.text("celltype"), query.text("subcelltype", optional=True), query.checksum())
+    rows = [(syntactic, query.text("celltype"), query.optional_text("subcelltype"), query.checksum())
             for syntactic in query.checksums("value")]
-    return lambda db: db.executemany('INSERT OR IGNORE INTO "syntactic_to_semantic" ("syntactic", "celltype", "subcelltype", "semantic") '
-                                     'VALUES (?, ?, ?, ?)', rows)
-
-
-def _put_expression(query):
-    values = (query.checksum(), query.path(), query.text("celltype"), query.text("target_celltype"), query.checksum("value"))
-    return lambda db: db.execute('INSERT OR REPLACE INTO "expression" ("input_checksum", "path", "celltype", "target_celltype", "result") '
-                                 'VALUES (?, ?, ?, ?, ?)', values)
+    return lambda db: db.executemany('INSERT OR IGNORE INTO "syntactic_to_semantic" ("syntactic", "celltype", '
+                                     '"subcelltype", "semantic") VALUES (?, ?, ?, ?)', rows)
 
 
 _WRITERS = {
     "transformation": _put_transformation, "metadata": _put_metadata, "irreproducible": _put_irreproducible,
-    "bucket_probe": _put_bucket_probe, "buffer_info": _put_buffer_info, "semantic_to_syntactic": _put_syntactic,
-    "expression": _put_expression}
+    "buffer_info": _put_buffer_info, "semantic_to_syntactic": _put_syntactic,
+    "bucket_probe": """
+        INSERT OR REPLACE INTO "bucket_probe" ("bucket_kind", "label", "bucket_checksum", "captured_at", "freshness_tokens")
+        VALUES (:bucket_kind, :label, :bucket_checksum, :captured_at, :freshness_tokens)""",
+    "expression": """
+        INSERT OR REPLACE INTO "expression" ("input_checksum", "path", "celltype", "target_celltype", "result")
+        VALUES (:checksum, :path, :celltype, :target_celltype, :value)"""}
 
 
-class DatabaseClient:
-    """The results of the database at ``address``; the methods are those of ``resulttable.MemoryResults``.
+class DatabaseClient(HttpClient):
+    """The results of the database at an address; the methods are those of ``resulttable.MemoryResults``.
 
     Works with a database of Seamless 1.x too, except ``forget``.  Raises ``ServiceError`` and its kin.
     """
 
-    def __init__(self, address: str, secret: _t.Optional[bytes] = None):
-        self.address = address
-        self._http = HttpClient(address, secret)
-
     def get(self, transformation) -> _t.Optional[Checksum]:
-        """As ``MemoryResults.get``."""
-        answer = self._ask("GET", {"type": "transformation", "checksum": Checksum(transformation)}, 404)
+        answer = self._ask("GET", "/", {"type": "transformation", "checksum": Checksum(transformation)}, 404)
         return None if answer.status == 404 else self._checksum(answer.body.decode("latin-1").strip())
 
     def get_many(self, transformations: _t.Iterable) -> _t.Dict[str, Checksum]:
-        """As ``MemoryResults.get_many``."""
         names, found = list(dict.fromkeys(map(Checksum, transformations))), {}
         for start in range(0, len(names), BATCH_ROWS):
             part = names[start:start + BATCH_ROWS]
@@ -367,7 +335,6 @@ class DatabaseClient:
     put = MemoryResults.put
 
     def put_many(self, rows: _t.Iterable[Row]) -> None:
-        """As ``MemoryResults.put_many``."""
         checked = [[Checksum(name), Checksum(result), metadata] for name, result, metadata in rows]
         for start in range(0, len(checked), BATCH_ROWS):
             part = checked[start:start + BATCH_ROWS]
@@ -377,40 +344,31 @@ class DatabaseClient:
 
     def _put_one(self, name, result, metadata) -> None:
         """As Seamless 1.x does it; a record that is there already stays."""
-        self._ask("PUT", {"type": "transformation", "checksum": name, "value": result})
+        self._ask("PUT", "/", {"type": "transformation", "checksum": name, "value": result})
         if metadata is not None:
-            self._ask("PUT", {"type": "metadata", "checksum": name, "result": result, "value": metadata}, 409)
+            self._ask("PUT", "/", {"type": "metadata", "checksum": name, "result": result, "value": metadata}, 409)
 
     def forget(self, transformation) -> bool:
-        """As ``MemoryResults.forget``."""
         answer = self._post("forget", {"transformations": [Checksum(transformation)]})
         if answer is None:
-            raise SeamlessError("%s is a database of Seamless 1.x, which cannot forget results: open its file instead" % self.address)
+            raise SeamlessError("%s is a database of Seamless 1.x, which cannot forget results: open its file instead"
+                                % self.address)
         return answer["forgotten"][0]
 
     def reverse(self, result) -> _t.List[str]:
-        """As ``MemoryResults.reverse``."""
-        answer = self._ask("GET", {"type": "rev_transformations", "checksum": Checksum(result)}, 404)
+        answer = self._ask("GET", "/", {"type": "rev_transformations", "checksum": Checksum(result)}, 404)
         return [] if answer.status == 404 else list(dict.fromkeys(answer.json()))
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def _ask(self, method: str, query: dict, *also: int):
-        answer = self._http.request(method, "/", json=query)
-        if answer.status == 405:
+    def _ask(self, method: str, target: str, query: dict, *also: int):
+        answer = self.request(method, target, json=query)
+        if answer.status == 405 and (b"read-only" in answer.body or 405 not in also):
             raise SeamlessError("%s serves its results for reading only: start it with --writable" % self.address)
         return answer.expect(200, *also)
 
     def _post(self, name: str, query: dict) -> _t.Optional[dict]:
         """The answer; None from a server that does not know our requests."""
-        answer = self._http.request("POST", "/results/" + name, json=query)
-        if answer.status == 405 and b"read-only" not in answer.body:
-            return None
-        if answer.status == 405:
-            raise SeamlessError("%s serves its results for reading only: start it with --writable" % self.address)
-        return answer.expect(200).json()
+        answer = self._ask("POST", "/results/" + name, query, 405)
+        return None if answer.status == 405 else answer.json()
 
     def _checksum(self, text: str) -> Checksum:
         try:

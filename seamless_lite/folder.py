@@ -46,10 +46,6 @@ class MemoryBuffers:
         """The buffer, verified; None if it is not there (a damaged one is not there)."""
         return self._buffers.get(Checksum(checksum))
 
-    def get_many(self, checksums: _t.Iterable) -> _t.Dict[Checksum, bytes]:
-        """Those of the buffers that are there.  Meant for small ones: all are held in memory."""
-        return _get_each(self, checksums)
-
     def put(self, data: bytes) -> Checksum:
         """Store ``data``; durable on return.  What is already there is not written again."""
         checksum = Checksum.of(data)
@@ -117,10 +113,7 @@ class Folder:
     # ---- reading
 
     def get(self, checksum) -> _t.Optional[bytes]:
-        """As ``MemoryBuffers.get``."""
         return self._find(Checksum(checksum), load)
-
-    get_many = MemoryBuffers.get_many
 
     def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
         """As ``MemoryBuffers.open``; a compressed buffer is expanded into a nameless temporary file."""
@@ -137,14 +130,11 @@ class Folder:
     def forms(self, checksum) -> _t.Dict[str, str]:
         """suffix ("", ".zst", ".gz") -> path of the forms in which the buffer is stored."""
         forms: _t.Dict[str, str] = {}
-        for suffix in SUFFIXES:
-            for path in self._paths(Checksum(checksum), (suffix,)):
-                if os.path.exists(path):
-                    forms.setdefault(suffix, path)
+        for path in filter(os.path.exists, self._paths(Checksum(checksum))):
+            forms.setdefault(os.path.splitext(path)[1], path)
         return forms
 
     def length(self, checksum) -> _t.Optional[int]:
-        """As ``MemoryBuffers.length``."""
         for suffix, path in self.forms(checksum).items():
             if not suffix:
                 return os.stat(path).st_size
@@ -155,8 +145,7 @@ class Folder:
                 return sum(map(len, compressed.pieces(path, suffix)))
         return None
 
-    def close(self) -> None:
-        """Nothing is held open."""
+    close = MemoryBuffers.close
 
     def _paths(self, checksum, suffixes=SUFFIXES):
         """Where the buffer may be, in the order in which it is looked for."""
@@ -191,13 +180,11 @@ class Folder:
         return None
 
     def _locked(self, checksum) -> bool:
-        places = list(self._paths(checksum, ("",)))
-        for name in [os.path.join(os.path.dirname(path), ".LOCK") for path in places] + [p + ".LOCK" for p in places]:
-            try:
-                if time.time() - os.stat(name).st_mtime < self.lock_timeout_s:
-                    return True
-            except MISSING:
-                pass
+        for path in self._paths(checksum, ("",)):
+            for name in (os.path.join(os.path.dirname(path), ".LOCK"), path + ".LOCK"):
+                with contextlib.suppress(*MISSING):
+                    if time.time() - os.stat(name).st_mtime < self.lock_timeout_s:
+                        return True
         return False
 
     def _open(self, path, suffix, checksum):
@@ -206,7 +193,7 @@ class Folder:
         file = open(path, "rb")
         try:
             status = os.fstat(file.fileno())
-            if self._is_verified(status, checksum):
+            if self._verified.get((status.st_dev, status.st_ino)) == (status.st_mtime_ns, status.st_size, checksum):
                 return file
             if checksum == hash_pieces(iter(lambda: file.read(CHUNK), b"")):
                 self._remember(status, checksum)
@@ -224,9 +211,6 @@ class Folder:
             return None
         file.close()
         return path
-
-    def _is_verified(self, status, checksum) -> bool:
-        return self._verified.get((status.st_dev, status.st_ino)) == (status.st_mtime_ns, status.st_size, checksum)
 
     def _remember(self, status, checksum) -> None:
         if len(self._verified) >= 10000:        # about 2 MB; forgetting costs one more verification
@@ -312,7 +296,7 @@ class Folder:
                     status = os.stat(path)
                 except OSError:
                     continue                    # if it is not just missing, writing will say what is wrong
-                if length is None or path[-4:] == ".zst" or path[-3:] == ".gz" or status.st_size == length:
+                if length is None or not path.endswith(checksum) or status.st_size == length:
                     return True
         return False
 
@@ -357,7 +341,6 @@ class _Batch:
             if error is None:
                 self._publish()
         except OSError as exc:
-            error = exc
             raise self._sentence(exc) from exc
         finally:
             for file in self._unsynced:     # only after an error
@@ -489,8 +472,3 @@ def log():
     """The logger of the buffer stores."""
     import logging          # a tenth of a cached run, and there is hardly ever something to say
     return logging.getLogger(__name__)
-
-
-def _get_each(store, checksums):
-    found = ((checksum, store.get(checksum)) for checksum in dict.fromkeys(map(Checksum, checksums)))
-    return {checksum: data for checksum, data in found if data is not None}

@@ -1,11 +1,10 @@
 """The hashserver: buffers over HTTP, from and into a ``Folder``; its client; the program.
 
-Every request is that of Seamless 1.x (compat/http.md section 1), except two of our own for many small buffers:
+Every request is that of Seamless 1.x (compat/http.md section 1), except one of our own for many small buffers:
 
-    POST /get  {"checksums": [...]}   -> frames of those that are there; a frame without content says "ask singly"
     POST /put  frames                 -> {"stored": n}, all durable
 
-A frame is ``<checksum> <length>`` and a newline, then the content; without content the length is ``-``.
+A frame is ``<checksum> <length>`` and a newline, then the content.
 
 Nothing larger than such a batch is held in memory.  An upload is hashed while it is written to a temporary
 file.  A download is verified before its first byte, by reading the file once more, when this process serves
@@ -22,9 +21,9 @@ import typing as _t
 from .checksum import Checksum
 from .compressed import ENCODINGS, expand, hash_pieces, identify
 from .errors import CacheMissError, ConfigurationError, CorruptBufferError, SeamlessError, ServiceError
-from .folder import Folder, log
+from .folder import Folder, MemoryBuffers, log
 from .httpbase import Service, run_service, service_arguments
-from .httpclient import HttpClient
+from .httpclient import Answer, HttpClient
 from .httpmessage import HttpError, Reply, Request
 
 PROMISE_S = 600.0
@@ -33,7 +32,7 @@ BATCH_BYTES = 8 << 20       # content of one batch; with its copies and the inte
 BATCH_BUFFERS = 1000
 SINGLE_BYTES = 1 << 20      # larger buffers travel alone
 _SUFFIXES = {coding: suffix for suffix, coding in ENCODINGS.items()}
-_FRAME = re.compile(rb"([0-9a-f]{64}) (-|[0-9]{1,9})\n")
+_FRAME = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,9})\n")
 
 
 class HashService(Service):
@@ -45,18 +44,17 @@ class HashService(Service):
         self.folder = folder
         self._changed = threading.Condition()
         self._uploads: _t.Set[Checksum] = set()
-        self._promises: _t.Dict[Checksum, float] = {}       # -> when it expires, the oldest first
+        self._promises: _t.Dict[Checksum, float] = {}       # -> when it expires
         buffer = re.compile("/([0-9a-fA-F]{64})")
         self.routes = [
             ("GET", buffer, self.get), ("PUT", buffer, self.put),
             ("GET", re.compile("/has"), self.has), ("GET", re.compile("/has-now"), self.has_now),
             ("GET", re.compile("/buffer-length"), self.buffer_length),
-            ("POST", re.compile("/get"), self.get_batch), ("POST", re.compile("/put"), self.put_batch)]
+            ("POST", re.compile("/put"), self.put_batch)]
         if folder.writable:
             self.routes.append(("PUT", re.compile("/promise/([0-9a-fA-F]{64})"), self.promise))
 
     def info(self) -> dict:
-        """The folder, and whether it is served for writing."""
         return {"directory": self.folder.directory, "writable": self.folder.writable}
 
     # ---- one buffer
@@ -79,7 +77,8 @@ class HashService(Service):
             raise HttpError(400, "", {"message": "File corruption: the stored bytes do not hash to %s" % checksum})
         if file is None:
             raise HttpError(404, "", "Not found")
-        headers["Last-Modified"] = _http_date(os.fstat(file.fileno()).st_mtime)
+        headers["Last-Modified"] = time.strftime(
+            "%a, %d %b %Y %H:%M:%S GMT", time.gmtime(os.fstat(file.fileno()).st_mtime))
         return _ranged(file, request.headers.get("range"), headers, checksum)
 
     def put(self, request: Request, name: str) -> Reply:
@@ -111,55 +110,40 @@ class HashService(Service):
         with self._changed:
             self._promises.pop(checksum, None)
             self._promises[checksum] = now + PROMISE_S
-            while True:                                     # forget what has expired
-                oldest = next(iter(self._promises))
-                if self._promises[oldest] > now:
-                    break
-                del self._promises[oldest]
+            for expired in [name for name, end in self._promises.items() if end <= now]:
+                del self._promises[expired]
         return Reply({"checksum": checksum, "expires_in": PROMISE_S}, 202)
 
     # ---- many buffers
 
     def has(self, request: Request) -> list:
-        """GET /has: stored, being uploaded, or promised."""
-        checksums = _checksums(request.json())
-        return [there or self._is_expected(checksum) for checksum, there in zip(checksums, self.folder.has(checksums))]
+        """Stored, being uploaded, or promised."""
+        return self._has(request, self._is_expected)
 
     def has_now(self, request: Request) -> list:
         """GET /has-now: stored, or being uploaded."""
+        return self._has(request, self._uploads.__contains__)
+
+    def _has(self, request: Request, expected: _t.Callable[[Checksum], bool]) -> list:
         checksums = _checksums(request.json())
-        return [there or checksum in self._uploads for checksum, there in zip(checksums, self.folder.has(checksums))]
+        return [there or expected(checksum) for checksum, there in zip(checksums, self.folder.has(checksums))]
 
     def buffer_length(self, request: Request) -> list:
         """GET /buffer-length: the length, 0 if unknown, true if promised."""
         checksums = _checksums(request.json())
         self._await(lambda: self._uploads.isdisjoint(checksums))
-        lengths = [self.folder.length(checksum) for checksum in checksums]
-        return [self._is_expected(checksum) if length is None and self._is_expected(checksum) else length or 0
+        lengths = map(self.folder.length, checksums)
+        return [length or (length is None and self._is_expected(checksum)) or 0
                 for checksum, length in zip(checksums, lengths)]
-
-    def get_batch(self, request: Request) -> bytes:
-        """POST /get."""
-        query = request.json()
-        frames, left = [], BATCH_BYTES
-        for checksum in dict.fromkeys(_checksums(query.get("checksums") if isinstance(query, dict) else query)):
-            length = self.folder.length(checksum)
-            data = self.folder.get(checksum) if length is not None and length <= min(left, SINGLE_BYTES) else None
-            if data is not None:
-                frames.append(frame(checksum, data))
-                left -= len(data)
-            elif self.folder.has([checksum])[0]:
-                frames.append(b"%s -\n" % checksum.encode("ascii"))
-        return b"".join(frames)
 
     def put_batch(self, request: Request) -> dict:
         """POST /put."""
         self._check_writable()
         buffers = dict(unframe(request.read(2 * BATCH_BYTES)))
         for checksum, data in buffers.items():
-            if data is None or Checksum.of(data) != checksum:
+            if Checksum.of(data) != checksum:
                 raise HttpError(400, "what was sent as %s does not hash to it" % checksum)
-        self.folder.put_many(data for data in buffers.values() if data is not None)
+        self.folder.put_many(buffers.values())
         with self._changed:
             for checksum in buffers:
                 self._promises.pop(checksum, None)
@@ -235,70 +219,35 @@ def _ranged(file, wanted: _t.Optional[str], headers, checksum) -> Reply:
     return Reply(file, 206, {**headers, "Content-Range": "bytes %d-%d/%d" % (first, last, size)}, length=last - first + 1)
 
 
-def _http_date(seconds: float) -> str:
-    now = time.gmtime(seconds)
-    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (
-        "Mon Tue Wed Thu Fri Sat Sun".split()[now.tm_wday], now.tm_mday,
-        "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()[now.tm_mon - 1], *(now.tm_year,) + now[3:6])
-
-
 def frame(checksum: str, data: bytes) -> bytes:
     """One buffer of a batch."""
     return b"%s %d\n%s" % (checksum.encode("ascii"), len(data), data)
 
 
-def unframe(body: bytes) -> _t.Iterator[_t.Tuple[Checksum, _t.Optional[bytes]]]:
-    """The buffers of a batch; None for a frame without content.  Raises ``SeamlessError``."""
+def unframe(body: bytes) -> _t.Iterator[_t.Tuple[Checksum, bytes]]:
+    """The buffers of a batch.  Raises ``SeamlessError``."""
     position = 0
     while position < len(body):
         head = _FRAME.match(body, position)
-        end = head.end() + (0 if head[2] == b"-" else int(head[2])) if head else 0
+        end = head.end() + int(head[2]) if head else 0
         if not head or end > len(body):
             raise SeamlessError("a batch of buffers is not well formed at byte %d" % position)
-        yield Checksum(head[1].decode("ascii")), None if head[2] == b"-" else body[head.end():end]
+        yield Checksum(head[1].decode("ascii")), body[head.end():end]
         position = end
 
 
-class HashserverClient:
-    """The buffers of the hashserver at ``address``; the methods are those of ``folder.MemoryBuffers``.
+class HashserverClient(HttpClient):
+    """The buffers of the hashserver at an address; the methods are those of ``folder.MemoryBuffers``.
 
     Works with a hashserver of Seamless 1.x too.  Raises ``ServiceError`` and its kin.
     """
 
-    def __init__(self, address: str, secret: _t.Optional[bytes] = None):
-        self.address = address
-        self._http = HttpClient(address, secret)
-
     def get(self, checksum) -> _t.Optional[bytes]:
-        """As ``MemoryBuffers.get``."""
         checksum = Checksum(checksum)
-        answer = self._http.request("GET", "/" + checksum)
-        if not self._is_there(answer, checksum):
-            return None
-        if Checksum.of(answer.body) != checksum:
-            raise CorruptBufferError("%s sent something else as %s: its file or the connection is damaged" % (self.address, checksum))
-        return answer.body
-
-    def get_many(self, checksums: _t.Iterable) -> _t.Dict[Checksum, bytes]:
-        """As ``MemoryBuffers.get_many``: many small ones with one request."""
-        names, found = list(dict.fromkeys(map(Checksum, checksums))), {}
-        for start in range(0, len(names), BATCH_BUFFERS):
-            part = names[start:start + BATCH_BUFFERS]
-            answer = self._http.request("POST", "/get", json={"checksums": part})
-            if answer.status in (404, 405):             # Seamless 1.x
-                singly = part
-            else:
-                batch = dict(unframe(answer.expect(200).body))
-                singly = [name for name, data in batch.items() if data is None]
-                found.update((name, data) for name, data in batch.items() if data is not None and Checksum.of(data) == name)
-            for name in singly:
-                data = self.get(name)
-                if data is not None:
-                    found[name] = data
-        return found
+        answer = self._download(checksum)
+        return None if answer is None else self._verified(answer.body, Checksum.of(answer.body), checksum)
 
     def put(self, data: bytes) -> Checksum:
-        """As ``MemoryBuffers.put``."""
         checksum = Checksum.of(data)
         if len(data) <= SINGLE_BYTES or not self.length(checksum):
             self._upload(checksum, body=data)
@@ -323,47 +272,36 @@ class HashserverClient:
     def put_file(self, path, checksum=None, move: bool = False) -> Checksum:
         """As ``MemoryBuffers.put_file``; never moves."""
         checksum, suffix = identify(path, checksum)
-        if self.length(checksum):
-            return checksum
-        if not suffix:
-            self._upload(checksum, file=path)
-            return checksum
-        file = expand(path, suffix, checksum)
-        if file is None:
-            raise CorruptBufferError("the file %s changed while it was read" % path)
-        with file:
-            self._upload(checksum, file=file)
+        if not self.length(checksum):
+            file = expand(path, suffix, checksum) if suffix else open(path, "rb")
+            if file is None:
+                raise CorruptBufferError("the file %s changed while it was read" % path)
+            with file:
+                self._upload(checksum, file=file)
         return checksum
 
     def has(self, checksums: _t.Iterable) -> _t.List[bool]:
-        """As ``MemoryBuffers.has``."""
-        names, found = list(map(Checksum, checksums)), []
-        for start in range(0, len(names), 10000):
-            part = names[start:start + 10000]
-            found += self._list("/has-now", part)
-        return found
+        names = list(map(Checksum, checksums))
+        parts = [names[start:start + 10000] for start in range(0, len(names), 10000)]
+        return [there for part in parts for there in self._list("/has-now", part)]
 
     def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
         """As ``MemoryBuffers.open``: downloaded into a nameless temporary file."""
         import tempfile         # only downloads need it
         checksum, file = Checksum(checksum), tempfile.TemporaryFile()
         try:
-            if self._is_there(self._http.request("GET", "/" + checksum, into=file), checksum):
+            if self._download(checksum, into=file) is not None:
                 file.seek(0)
-                if hash_pieces(iter(lambda: file.read(SINGLE_BYTES), b"")) != checksum:
-                    raise CorruptBufferError("%s sent something else as %s: its file or the connection is damaged"
-                                             % (self.address, checksum))
+                found = hash_pieces(iter(lambda: file.read(SINGLE_BYTES), b""))
                 file.seek(0)
-                return file
+                return self._verified(file, found, checksum)
         except BaseException:
             file.close()
             raise
         file.close()
         return None
 
-    def path(self, checksum) -> None:
-        """None: there is no file."""
-        return None
+    path = MemoryBuffers.path
 
     def length(self, checksum) -> _t.Optional[int]:
         """As ``MemoryBuffers.length``; waits for an upload that is under way."""
@@ -372,25 +310,29 @@ class HashserverClient:
             return None         # only promised
         return length or (0 if checksum == Checksum.of(b"") and self.has([checksum])[0] else None)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def _is_there(self, answer, checksum) -> bool:
+    def _download(self, checksum, **options) -> _t.Optional[Answer]:
+        """The answer with the buffer; None if it is not there."""
+        answer = self.request("GET", "/" + checksum, **options)
         if answer.status == 400 and b"File corruption" in answer.body:
             log().warning("%s has a damaged buffer %s; it is ignored", self.address, checksum)
-            return False
-        return answer.expect(200, 404).status == 200
+            return None
+        return None if answer.expect(200, 404).status == 404 else answer
+
+    def _verified(self, content, found: Checksum, checksum: Checksum):
+        if found != checksum:
+            raise CorruptBufferError("%s sent something else as %s: its file or the connection is damaged"
+                                     % (self.address, checksum))
+        return content
 
     def _list(self, target: str, checksums: _t.List[Checksum]) -> list:
-        found = self._http.request("GET", target, json=checksums).expect(200).json()
+        found = self.request("GET", target, json=checksums).expect(200).json()
         if not isinstance(found, list) or len(found) != len(checksums):
             raise ServiceError("%s answered %s with something else than a list: it is not a hashserver" % (self.address, target))
         return found
 
     def _upload(self, checksum: Checksum, **body) -> None:
         for _ in range(3):
-            answer = self._http.request("PUT", "/" + checksum, digest=checksum, **body)
+            answer = self.request("PUT", "/" + checksum, digest=checksum, **body)
             if answer.status == 405:
                 raise SeamlessError("%s serves its buffers for reading only: start it with --writable" % self.address)
             if answer.status == 400 and answer.body == b"Incorrect checksum":
@@ -401,7 +343,7 @@ class HashserverClient:
 
     def _put_batch(self, batch: _t.List[_t.Tuple[Checksum, bytes]]) -> None:
         if len(batch) > 1:
-            answer = self._http.request("POST", "/put", body=b"".join(frame(*item) for item in batch))
+            answer = self.request("POST", "/put", body=b"".join(frame(*item) for item in batch))
             if answer.status not in (404, 405):
                 answer.expect(200)
                 return

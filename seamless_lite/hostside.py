@@ -90,9 +90,8 @@ def _write_record(run, name, record):
         with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
         os.replace(aside, path)
-    except BaseException:
+    finally:
         _remove(aside)
-        raise
 
 
 def _remove(path):
@@ -170,13 +169,11 @@ def alive(record):
 def answers(record, timeout_s):
     """Whether the service says that it is well."""
     try:
-        if record.get("socket"):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            where = record["socket"]
-        else:
+        where, family = record.get("socket"), socket.AF_UNIX
+        if not where:
             where = (reachable(record.get("network_interface")), int(record["port"]))
-            sock = socket.socket(socket.AF_INET6 if ":" in where[0] else socket.AF_INET, socket.SOCK_STREAM)
-        with sock:
+            family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
             sock.connect(where)
             sock.sendall(b"GET /healthcheck HTTP/1.0\r\n\r\n")
@@ -216,18 +213,11 @@ def _end(record):
         end = time.monotonic() + STOP_S
         while alive(record):
             if time.monotonic() > end:
-                _kill_group(pid)
+                # it was started as the leader of its own session, unless somebody started it by hand
+                (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
                 end = float("inf")
             _reap()
             time.sleep(POLL_S)
-
-
-def _kill_group(pid):
-    with contextlib.suppress(ProcessLookupError):
-        if os.getpgid(pid) == pid:      # it was started as the leader of its own session
-            os.killpg(pid, signal.SIGKILL)
-        else:
-            os.kill(pid, signal.SIGKILL)
 
 
 def _reap():
@@ -308,8 +298,9 @@ class Start:
         if code is None and time.monotonic() < self._end:
             return None
         how = "it was not ready within %g s" % START_S if code is None else "it ended with exit code %d" % code
+        end = "\n".join(tail(self.log, self.offset).splitlines()[-12:]) or "(nothing)"
         raise HostError("the %s did not start: %s; look into its log %s, which ends:\n%s"
-                        % (self.request["record"]["service"], how, self.log, tail(self.log, self.offset) or "(nothing)"))
+                        % (self.request["record"]["service"], how, self.log, end))
 
     def abandon(self):
         """Leave nothing behind but the log."""
@@ -320,7 +311,6 @@ class Start:
                 os.killpg(self.child.pid, signal.SIGKILL)       # it leads its own group, in which its children are
             self.child.wait()
         _clean(self.run, self.name)
-
 
     def finish(self):
         """End a private service, by the end of its input if it listens to that, and remove its log."""
@@ -333,11 +323,11 @@ class Start:
         _remove(self.log)
 
 
-def tail(path, offset=0, lines=12):
-    """The last lines of the log that were written after ``offset``."""
+def tail(path, offset=0, n_bytes=8192):
+    """The end of the log, as far as it was written after ``offset``."""
     with open(path, "rb") as file:
-        file.seek(max(offset, os.fstat(file.fileno()).st_size - 8192))
-        return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+        file.seek(max(offset, os.fstat(file.fileno()).st_size - n_bytes))
+        return file.read().decode("utf-8", "replace")
 
 
 def ensure(requests):
@@ -392,11 +382,9 @@ def _names(run, ending):
 def sweep(run):
     """Remove what dead services of this host left behind, and their logs after some days."""
     for name in _names(run, ".json"):
-        record = read_record(run, name)
-        if record is None or not alive(record):
+        if not alive(read_record(run, name) or {}):
             with contextlib.suppress(HostError), locked(run, name, 0):      # locked: somebody takes care of it
-                record = read_record(run, name)
-                if record is None or not alive(record):
+                if not alive(read_record(run, name) or {}):
                     _clean(run, name)
     for entry in os.listdir(run):
         path = os.path.join(run, entry)
@@ -424,29 +412,22 @@ def stop(which):
         if _matches(name, which):
             with locked(run, name, START_S + ANSWER_S + STOP_S):
                 record = read_record(run, name)
-                if record is None:
-                    continue
-                if record.get("node") != os.uname().nodename:
+                if record and record.get("node") != os.uname().nodename:
                     elsewhere.append("%s runs on %s: stop it there" % (name, record.get("node")))
-                    continue
-                if alive(record):
-                    stopped.append(name)
+                elif record:
+                    stopped += [name] if alive(record) else []
                     _end(record)
-                _clean(run, name)
+                    _clean(run, name)
     if elsewhere and not stopped:
         raise HostError("; ".join(elsewhere))
     return stopped
 
 
-def logs(which, n_bytes=1 << 20):
+def logs(which):
     """The end of the newest log with this name or key; None if there is none."""
     run = run_folder()
     paths = [os.path.join(run, name + ".log") for name in _names(run, ".log") if _matches(name, which)]
-    if not paths:
-        return None
-    with open(max(paths, key=os.path.getmtime), "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - n_bytes))
-        return file.read().decode("utf-8", "replace")
+    return tail(max(paths, key=os.path.getmtime), n_bytes=1 << 20) if paths else None
 
 
 ACTIONS = {"ensure": ensure, "services": services, "stop": stop, "logs": logs}

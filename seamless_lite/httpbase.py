@@ -22,7 +22,7 @@ import threading
 import time
 import typing as _t
 
-from .errors import ConfigurationError, SeamlessError, ServiceError
+from .errors import ConfigurationError, CorruptBufferError, SeamlessError, ServiceError
 from .httpmessage import JSON_BYTES, HttpError, Reply, Request
 from .httpwire import PIECE, Body, Malformed, Wire, WireError
 from .signing import PROTOCOL, NonceCache, Signed, SignatureError, check_request, load_secret, parse_secret
@@ -85,29 +85,39 @@ class Listen(_t.NamedTuple):
     port_range: _t.Optional[_t.Tuple[int, int]] = None
 
 
-class _Connection:
-    """One connection: requests one after the other."""
+class _Server:
+    """Accepts connections on ``sock``, a daemon thread for each, and knows how many there are."""
 
-    def __init__(self, server: "_Server", sock: socket.socket):
-        self.server, self.sock = server, sock
+    def __init__(self, service: Service, sock: socket.socket, secret: _t.Optional[bytes]):
+        self.service, self.secret, self.nonces = service, secret, NonceCache()
+        self.stopping = False
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._n_active, self._last_end = 0, time.monotonic()
+        self._connections: _t.Set[socket.socket] = set()
+        self._most = _connection_limit()
 
-    def run(self):
+    # --- one connection: requests one after the other
+
+    def run(self, sock: socket.socket):
         """Answer until the other side is gone or silent for too long, or something makes it unsafe to go on."""
-        wire = Wire(self.sock)
+        wire = Wire(sock)
         try:
-            if self.sock.family in (socket.AF_INET, socket.AF_INET6):
-                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)     # or each answer waits 40 ms
-            keep = self.server.admits()
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)      # or each answer waits 40 ms
+            keep = len(self._connections) <= self._most and not self.stopping
             if not keep:
                 Reply.of_error(HttpError(503, "this service has too many connections")).send(wire, False)
             while keep:
                 keep = self._one(wire)
         except (WireError, OSError) as exc:
             log.debug("connection closed: %s", exc)
+        except CorruptBufferError as exc:   # the head is sent, so that the client sees only an end that comes too early
+            log.warning("an answer was broken off: %s", exc)
         except Exception:                   # a defect of ours: it ends this connection only
             log.exception("a connection failed")
         finally:
-            self.server.forget(self.sock)
+            self.forget(sock)
 
     def _one(self, wire: Wire) -> bool:
         """Read one request and answer it; True if another one may follow."""
@@ -121,36 +131,46 @@ class _Connection:
         if head is None:
             return False
         wire.pause_s = PAUSE_S
-        with self.server.active():
+        with self._lock:
+            self._n_active += 1
+        try:
             return self._answer(wire, *head)
+        finally:
+            with self._lock:
+                self._n_active -= 1
+                self._last_end = time.monotonic()       # idle time starts when the last request ends
 
     def _answer(self, wire: Wire, first: str, headers: _t.Dict[str, str]) -> bool:
-        server, signed, body = self.server, None, None
+        signed, body = None, None
         try:
             match = _REQUEST_LINE.fullmatch(first)
             if not match:
                 raise Malformed("%.60r is not an HTTP request" % first)
             body = Body(wire, headers)
-            signed = server.check(match[1], match[2], headers)
-            reply = server.service.reply_to(Request(match[1], match[2], headers, body, signed and signed.digest))
+            header = headers.get("authorization")
+            if self.secret is not None and (header is not None or match[2] != "/healthcheck"):
+                signed = check_request(self.secret, match[1], match[2], header, self.nonces)
+            reply = self.service.reply_to(Request(match[1], match[2], headers, body, signed and signed.digest))
         except Malformed as exc:
             reply, body = Reply.of_error(HttpError(400, str(exc))), None
         except SignatureError as exc:
             signed = Signed(exc.nonce, "") if exc.nonce else None
-            reply = Reply({"error": {"kind": "ServiceError", "message": str(exc)}, "time": server.nonces.now()}, 401)
+            reply = Reply({"error": {"kind": "ServiceError", "message": str(exc)}, "time": self.nonces.now()}, 401)
         except SeamlessError as exc:
             reply = Reply.of_error(exc)
         except WireError:
             raise
         except Exception as exc:            # a defect of ours: the server lives on, and the log has the traceback
             log.exception("%s failed", first)
-            message = "the %s failed: %s: %s (its log says more)" % (server.service.name, type(exc).__name__, exc)
+            message = "the %s failed: %s: %s (its log says more)" % (self.service.name, type(exc).__name__, exc)
             reply = Reply({"error": {"kind": "ServiceError", "message": message}}, 500)
         try:
             whole = body is not None and body.drain(JSON_BYTES)
-            keep = whole and not server.stopping and _wants_keep_alive(first, headers)
-            if server.secret and signed:
-                reply.sign(server.secret, signed.nonce)
+            wish = headers.get("connection", "").lower()
+            keep = (whole and not self.stopping and "close" not in wish
+                    and (first.endswith("1.1") or "keep-alive" in wish))
+            if self.secret and signed:
+                reply.sign(self.secret, signed.nonce)
             reply.send(wire, keep, without_body=first.startswith("HEAD "))
         finally:
             reply.close()
@@ -158,32 +178,7 @@ class _Connection:
             _linger(wire)
         return keep
 
-
-def _wants_keep_alive(first: str, headers: _t.Mapping[str, str]) -> bool:
-    wish = headers.get("connection", "").lower()
-    return "close" not in wish and (first.endswith("1.1") or "keep-alive" in wish)
-
-
-def _linger(wire: Wire):
-    """Let the other side read our answer before the rest of what it sends is refused."""
-    wire.deadline = time.monotonic() + 2
-    with contextlib.suppress(WireError, OSError):
-        wire.sock.shutdown(socket.SHUT_WR)
-        while wire.receive(PIECE):
-            pass
-
-
-class _Server:
-    """Accepts connections on ``sock``, a daemon thread for each, and knows how many there are."""
-
-    def __init__(self, service: Service, sock: socket.socket, secret: _t.Optional[bytes]):
-        self.service, self.secret, self.nonces = service, secret, NonceCache()
-        self.stopping = False
-        self._sock = sock
-        self._lock = threading.Lock()
-        self._n_active, self._last_end = 0, time.monotonic()
-        self._connections: _t.Set[socket.socket] = set()
-        self._most = _connection_limit()
+    # --- all of them
 
     def accept_until(self, stop_fd: int):
         """Accept until something can be read from ``stop_fd``."""
@@ -195,7 +190,7 @@ class _Server:
                 connection.settimeout(KEEP_ALIVE_S)
                 with self._lock:
                     self._connections.add(connection)
-                threading.Thread(target=_Connection(self, connection).run, daemon=True,
+                threading.Thread(target=self.run, args=(connection,), daemon=True,
                                  name=self.service.name + " connection").start()
             except (OSError, RuntimeError) as exc:      # no descriptors or threads left: without a pause the loop would spin
                 log.warning("a connection was not accepted: %s", exc)
@@ -203,34 +198,11 @@ class _Server:
                     self.forget(connection)
                 time.sleep(0.05)
 
-    def admits(self) -> bool:
-        """Whether there is room for the connections that there are."""
-        return len(self._connections) <= self._most and not self.stopping
-
     def forget(self, connection: socket.socket):
         """The connection ended."""
         with self._lock:
             self._connections.discard(connection)
             connection.close()
-
-    @contextlib.contextmanager
-    def active(self):
-        """Around each request: idle time starts when the last one ends."""
-        with self._lock:
-            self._n_active += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._n_active -= 1
-                self._last_end = time.monotonic()
-
-    def check(self, method: str, target: str, headers: _t.Mapping[str, str]) -> _t.Optional[Signed]:
-        """What the request's signature proves; None if none is asked for.  Raises ``SignatureError``."""
-        header = headers.get("authorization")
-        if self.secret is None or (header is None and target == "/healthcheck"):
-            return None
-        return check_request(self.secret, method, target, header, self.nonces)
 
     def idle_s(self) -> float:
         """Seconds since the end of the last request or job."""
@@ -258,6 +230,15 @@ class _Server:
         end = time.monotonic() + seconds
         while self._n_active and time.monotonic() < end:
             time.sleep(0.01)
+
+
+def _linger(wire: Wire):
+    """Let the other side read our answer before the rest of what it sends is refused."""
+    wire.deadline = time.monotonic() + 2
+    with contextlib.suppress(WireError, OSError):
+        wire.sock.shutdown(socket.SHUT_WR)
+        while wire.receive(PIECE):
+            pass
 
 
 def _connection_limit() -> int:
@@ -307,11 +288,11 @@ def _listen_unix(path: str) -> socket.socket:
     """Bound aside and renamed, so that the socket is private and listening from its first moment."""
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise ServiceError("the socket path %s is longer than %d bytes: use a shorter folder" % (path, SOCKET_PATH_BYTES))
+    if os.path.lexists(path) and _answers(path):
+        raise ServiceError("another service listens on %s: stop it first" % path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     aside = path + "~"
     try:
-        if os.path.lexists(path) and _answers(path):
-            raise ServiceError("another service listens on %s: stop it first" % path)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
         sock.bind(aside)
@@ -322,9 +303,6 @@ def _listen_unix(path: str) -> socket.socket:
     except OSError as exc:
         sock.close()
         raise ServiceError("cannot listen on %s: %s" % (path, exc.strerror or exc)) from None
-    except ServiceError:
-        sock.close()
-        raise
 
 
 def _answers(path: str) -> bool:
@@ -340,7 +318,7 @@ def _answers(path: str) -> bool:
 
 
 class Running:
-    """A service that listens.  ``address``: what clients connect to."""
+    """A service that listens.  ``address``: what clients connect to.  Raises ``ServiceError`` if it cannot listen."""
 
     def __init__(self, service: Service, listen: Listen, secret: _t.Optional[bytes] = None,
                  status_file: _t.Optional[str] = None):
@@ -406,9 +384,7 @@ class Running:
         self.stop()
 
 
-def start(service: Service, listen: Listen, *, secret: _t.Optional[bytes] = None, status_file: _t.Optional[str] = None) -> Running:
-    """Serve in a thread; the caller owns the ``stop()``.  Raises ``ServiceError`` if it cannot listen."""
-    return Running(service, listen, secret, status_file)
+start = Running         # serves in a thread; the caller owns the ``stop()``
 
 
 def serve(service: Service, listen: Listen, *, secret: _t.Optional[bytes] = None, status_file: _t.Optional[str] = None,
@@ -446,15 +422,15 @@ def serve(service: Service, listen: Listen, *, secret: _t.Optional[bytes] = None
             signal.signal(number, handler)
 
 
-def service_arguments(parser, host: str = "127.0.0.1", port_range: _t.Tuple[int, int] = (49152, 65535)):
+def service_arguments(parser):
     """Add the options that every service has to an ``argparse`` parser."""
     add = parser.add_argument
     add("--status-file", metavar="FILE", help="a JSON file to which port and status are added; it must exist, or appear within 20 s")
     add("--socket", metavar="PATH", help="listen on this Unix socket")
-    add("--host", default=host, help="listen on this interface (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="listen on this interface (default: %(default)s)")
     add("--port", type=int, metavar="N", help="listen on this port")
-    add("--port-range", type=int, nargs=2, metavar=("A", "B"), default=list(port_range),
-        help="listen on a free port in this range (default: %d %d)" % tuple(port_range))
+    add("--port-range", type=int, nargs=2, metavar=("A", "B"), default=[49152, 65535],
+        help="listen on a free port in this range (default: 49152 65535)")
     add("--timeout", type=float, metavar="SECONDS", help="stop after this time without requests and work (default: never)")
     add("--auth", choices=("hmac", "none"), default="hmac", help="ask for signed requests (hmac), or for none")
     add("--secret-stdin", action="store_true", help="read the secret from the first line of the standard input")

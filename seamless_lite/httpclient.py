@@ -14,19 +14,19 @@ import typing as _t
 import weakref
 
 from .errors import CorruptBufferError, DeadlineError, SeamlessError, ServiceError, error_from_dict
-from .httpwire import PIECE, Body, Disconnected, Malformed, TimedOut, Wire, WireError
-from .signing import EMPTY, SignatureError, check_answer, sign_request
+from .httpmessage import Payload
+from .httpwire import Body, Disconnected, Malformed, TimedOut, Wire
+from .signing import SignatureError, check_answer, sign_request
 
 _PAUSES_S = (0.0, 0.05, 0.3)        # before the second, third and fourth attempt
 
 
 class Answer:
-    """An answer.  ``headers`` have lower-case names; ``body`` is b"" if it went ``into`` a file; ``length``
-    counts its bytes; ``signed`` says whether its digest was checked."""
+    """An answer.  ``headers`` have lower-case names; ``body`` is b"" if it went ``into`` a file; ``signed`` says
+    whether its digest was checked."""
 
-    def __init__(self, status: int, headers: _t.Dict[str, str], body: bytes, length: int, signed: bool, address: str):
-        self.status, self.headers, self.body, self.length = status, headers, body, length
-        self.signed, self._address = signed, address
+    def __init__(self, status: int, headers: _t.Dict[str, str], body: bytes, signed: bool, address: str):
+        self.status, self.headers, self.body, self.signed, self._address = status, headers, body, signed, address
 
     def json(self):
         """The body as JSON; ``ServiceError`` if it is none."""
@@ -79,77 +79,65 @@ class HttpClient:
             if wire is not None:
                 wire.cut()
 
-    def request(self, method: str, target: str, body=None, json=None, file=None, headers: _t.Optional[_t.Mapping[str, str]] = None,
-                timeout_s: _t.Optional[float] = None, into=None, retry: bool = True, digest: _t.Optional[str] = None) -> Answer:
-        """Send one request and read its answer.
+    def request(self, method: str, target: str, body: bytes = b"", json=None, file=None,
+                timeout_s: _t.Optional[float] = None, into=None, digest: _t.Optional[str] = None) -> Answer:
+        """Send one request, which may be repeated if the connection breaks, and read its answer.
 
-        The body is ``body`` (bytes), ``json`` (a value) or ``file`` (a path, or a binary file that can
-        seek, from its position to its end); ``digest`` is its SHA-256 if that is known.  ``timeout_s``
-        bounds the whole.  A 2xx body is written to the binary file ``into`` instead of memory.
-        ``retry=False`` for a request that must not be repeated when its connection breaks.
+        The body is ``body``, ``json`` (a value) or ``file`` (a binary file that can seek, from its position to
+        its end); ``digest`` is its SHA-256 if that is known.  ``timeout_s`` bounds the whole.  A 2xx body is
+        written to the binary file ``into``, which can seek, instead of memory.
 
         Raises the exception that the answer describes (``{"error": {...}}``), ``ServiceError`` if the
         service cannot be reached or breaks off, ``DeadlineError`` when the time is over, and
         ``CorruptBufferError`` if the body is not the one that was signed.  Other answers, whatever
         their status, are returned.
         """
+        kind = []
         if json is not None:
-            body = _json.dumps(json, separators=(",", ":")).encode("utf-8")
-            headers = {"Content-Type": "application/json", **(headers or {})}
-        with contextlib.ExitStack() as stack:
-            if isinstance(file, (str, os.PathLike)):
-                file = stack.enter_context(open(file, "rb"))
-            upload = _Upload(b"" if body is None else body, file, digest, bool(self._secret))
-            start = into.tell() if into is not None and into.seekable() else None
-            deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            call = lambda fresh: self._once(method, target, upload, headers or {}, deadline, into, fresh)
-            try:
-                return self._attempts(call, retry, deadline, into, start)
-            except TimedOut as exc:
-                limit = timeout_s if timeout_s is not None else self._read_timeout_s
-                raise DeadlineError("%s did not answer %s %.80s within %g s (%s)" % (self.address, method, target, limit, exc)) from None
-            except Malformed as exc:
-                raise ServiceError("%s does not speak HTTP (%s): something else listens there" % (self.address, exc)) from None
-            except WireError as exc:
-                raise ServiceError("%s broke off (%s) in %s %.80s: the service died or was stopped; run again, or look into its log"
-                                   % (self.address, exc, method, target)) from None
-
-    def _attempts(self, call, retry: bool, deadline, into, start) -> Answer:
-        """Repeat ``call`` while connections break; a kept one may have been closed while we did not look."""
-        corrected, n_closed = False, self._n_closed
-        pauses = iter(_PAUSES_S if retry else ())
-        fresh = not retry
+            body, kind = _json.dumps(json, separators=(",", ":")).encode("utf-8"), ["Content-Type: application/json"]
+        payload = Payload(body, file, digest=digest)
+        start = into.tell() if into is not None else 0
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        corrected, n_closed, pauses = False, self._n_closed, iter(_PAUSES_S)
         while True:
             try:
-                return call(fresh)
+                return self._once(method, target, payload, kind, deadline, into)
             except _Again:
                 if corrected:
                     raise ServiceError("%s refuses our clock, although we took its time" % self.address) from None
                 corrected = True
-            except Disconnected:
+            except TimedOut as exc:
+                limit = timeout_s if timeout_s is not None else self._read_timeout_s
+                raise DeadlineError("%s did not answer %s %.80s within %g s (%s)"
+                                    % (self.address, method, target, limit, exc)) from None
+            except Malformed as exc:
+                raise ServiceError("%s does not speak HTTP (%s): something else listens there"
+                                   % (self.address, exc)) from None
+            except Disconnected as exc:         # a kept connection may have been closed while we did not look
                 pause = next(pauses, None)
-                left = None if deadline is None else deadline - time.monotonic()
-                if pause is None or (left is not None and left <= pause) or n_closed != self._n_closed:
-                    raise
-                if into is not None and start is None:
-                    raise                       # what was written cannot be taken back
-                fresh = True
+                late = pause is not None and deadline is not None and time.monotonic() + pause >= deadline
+                if pause is None or late or n_closed != self._n_closed:
+                    raise ServiceError("%s broke off (%s) in %s %.80s: the service died or was stopped; run again, or"
+                                       " look into its log" % (self.address, exc, method, target)) from None
                 time.sleep(pause)
-            if start is not None:
+            if into is not None:
                 into.seek(start)
                 into.truncate()
 
-    def _once(self, method: str, target: str, upload: "_Upload", headers, deadline, into, fresh: bool) -> Answer:
-        wire = self._wire(fresh, deadline)
+    def _once(self, method: str, target: str, payload: Payload, headers: _t.List[str], deadline, into) -> Answer:
+        wire = self._wire(deadline)
         wire.deadline, wire.pause_s = deadline, self._read_timeout_s
-        nonce = None
-        lines = ["%s %s HTTP/1.1" % (method, target), "Host: " + self._host, "Content-Length: %d" % upload.length]
+        nonce, refused = None, None
+        lines = ["%s %s HTTP/1.1" % (method, target), "Host: " + self._host, *headers,
+                 "Content-Length: %d" % payload.length]
         if self._secret:
-            value, nonce = sign_request(self._secret, method, target, upload.digest, self._offset_s)
+            value, nonce = sign_request(self._secret, method, target, payload.digest, self._offset_s)
             lines.append("Authorization: " + value)
-        lines += ["%s: %s" % item for item in headers.items()]
         try:
-            refused = self._send(wire, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), upload)
+            try:
+                payload.send(wire, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            except Disconnected as exc:     # who refuses a body closes before it has all of it, but may have said why
+                refused = exc
             try:
                 answer = self._receive(wire, method, nonce, into)
             except Disconnected:
@@ -161,36 +149,24 @@ class HttpClient:
             wire.close()            # what is left on it belongs to this request
             raise
 
-    @staticmethod
-    def _send(wire: Wire, head: bytes, upload: "_Upload") -> _t.Optional[Disconnected]:
-        """Send everything.  A server that refuses a body closes before it has all of it, but may have said why: the error is returned."""
-        try:
-            if upload.file is None:
-                wire.send(head + upload.data)
-            else:
-                wire.send(head)
-                upload.send(wire)
-        except Disconnected as exc:
-            return exc
-        return None
-
     def _receive(self, wire: Wire, method: str, nonce: _t.Optional[str], into) -> Answer:
-        while True:
+        status = 100
+        while status < 200:
             head = wire.head(self._read_timeout_s)
             if head is None:
                 raise Disconnected("it closed the connection")
             first, headers = head
             status = _status(first)
-            if status >= 200:
-                break
         digest = self._proven(nonce, status, headers)
         if method == "HEAD" or status in (204, 304):
             headers, digest = {**headers, "content-length": "0"}, None      # they describe a body that is not sent
-        body = Body(wire, headers, until_close=True)
-        data, length = self._read(body, digest, into if 200 <= status < 300 else None)
-        if "close" in headers.get("connection", "").lower() or first.startswith("HTTP/1.0") or body.length is None and not body.chunked:
+        body = Body(wire, headers)
+        if not headers.keys() & {"content-length", "transfer-encoding"}:
+            raise Malformed("the answer does not say how long it is")
+        data = self._read(body, digest, into if 200 <= status < 300 else None)
+        if "close" in headers.get("connection", "").lower() or first.startswith("HTTP/1.0"):
             wire.close()
-        answer = Answer(status, headers, data, length, digest is not None, self.address)
+        answer = Answer(status, headers, data, digest is not None, self.address)
         if status >= 400:
             self._raise_error(answer)
         return answer
@@ -210,22 +186,17 @@ class HttpClient:
             raise ServiceError("%s answers without the signature of our secret: it was started with 'auth: none', or something"
                                " else listens there; stop it, or write 'auth: none' in the cluster file" % self.address) from None
 
-    def _read(self, body: Body, digest: _t.Optional[str], into) -> _t.Tuple[bytes, int]:
-        pieces, length, found = [], 0, hashlib.sha256() if digest else None
-        while True:
-            piece = body.read(PIECE)
-            if not piece:
-                break
-            length += len(piece)
+    def _read(self, body: Body, digest: _t.Optional[str], into) -> bytes:
+        pieces, found = [], hashlib.sha256() if digest else None
+        keep = pieces.append if into is None else into.write
+        for piece in iter(body.read, b""):
             if found:
                 found.update(piece)
-            if into is None:
-                pieces.append(piece)
-            else:
-                into.write(piece)
+            keep(piece)
         if found and found.hexdigest() != digest:
-            raise CorruptBufferError("what %s sent is not what it signed: the stored file is damaged, or the connection is" % self.address)
-        return b"".join(pieces), length
+            raise CorruptBufferError("what %s sent is not what it signed: the stored file is damaged, or the connection is"
+                                     % self.address)
+        return b"".join(pieces)
 
     def _raise_error(self, answer: Answer):
         """Raise what the answer describes, if it is one of our error objects."""
@@ -244,10 +215,10 @@ class HttpClient:
                 error = type(error)("%s: %s" % (self.address, error))
             raise error
 
-    def _wire(self, fresh: bool, deadline) -> "_ClientWire":
+    def _wire(self, deadline) -> "_ClientWire":
         """The connection of this thread, opened if there is none or it belongs to the process that we were forked from."""
         wire = getattr(self._local, "wire", None)
-        if wire is not None and not (fresh or wire.closed or wire.pid != os.getpid()):
+        if wire is not None and not (wire.closed or wire.pid != os.getpid()):
             return wire
         if wire is not None:
             wire.close()
@@ -311,42 +282,6 @@ class _ClientWire(Wire):
 
     def __del__(self):
         self.sock.close()
-
-
-class _Upload:
-    """The body of a request: bytes, or a file from its position on, sent as often as needed."""
-
-    def __init__(self, data: bytes, file, digest: _t.Optional[str], signed: bool):
-        self.data, self.file = data, file
-        if file is not None:
-            self._start = file.tell()
-            self.length = file.seek(0, os.SEEK_END) - self._start
-        else:
-            self.length = len(data)
-        self.digest = str(digest) if digest else self._hash() if signed else EMPTY
-
-    def _hash(self) -> str:
-        if self.file is None:
-            return hashlib.sha256(self.data).hexdigest() if self.data else EMPTY
-        digest = hashlib.sha256()
-        for piece in self._pieces():
-            digest.update(piece)
-        return digest.hexdigest()
-
-    def _pieces(self) -> _t.Iterator[bytes]:
-        self.file.seek(self._start)
-        left = self.length
-        while left:
-            piece = self.file.read(min(PIECE, left))
-            if not piece:
-                raise CorruptBufferError("the file became shorter while it was sent")
-            left -= len(piece)
-            yield piece
-
-    def send(self, wire: Wire):
-        """Send the file."""
-        for piece in self._pieces():
-            wire.send(piece)
 
 
 def _parse_address(address: str):

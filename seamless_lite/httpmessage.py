@@ -1,4 +1,4 @@
-"""What the handlers of a service take and give: ``Request``, ``Reply``, ``HttpError``.
+"""What the handlers of a service take and give: ``Request``, ``Reply``, ``HttpError``; and what both sides send.
 
 A body is read through the request, which compares it with the digest that the sender signed; an answer
 is made from bytes, text, JSON-able values or a file, signed if the request was, and sent.
@@ -9,9 +9,9 @@ import json
 import os
 import typing as _t
 
-from .errors import SeamlessError, ServiceError, error_to_dict
-from .httpwire import PIECE, Body, Disconnected, Wire
-from .signing import sign_answer
+from .errors import CorruptBufferError, SeamlessError, ServiceError, error_to_dict
+from .httpwire import PIECE, Body, Wire
+from .signing import EMPTY, sign_answer
 
 JSON_BYTES = 64 << 20       # the longest body that is read into memory
 _REASONS = {200: "OK", 201: "Created", 202: "Accepted", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
@@ -28,7 +28,7 @@ class HttpError(SeamlessError):
 
 
 class Request:
-    """One request.  ``path`` is decoded, ``headers`` have lower-case names, ``length`` is None if unknown.
+    """One request.  ``path`` is without the query, ``headers`` have lower-case names, ``length`` is None if unknown.
 
     ``digest``: the SHA-256 that the sender signed for the body, None without signatures.  ``read`` and
     ``stream`` raise ``HttpError`` at the end of a body that has another one; so a handler that has seen
@@ -36,24 +36,11 @@ class Request:
     """
 
     def __init__(self, method: str, target: str, headers: _t.Mapping[str, str], body: Body, digest: _t.Optional[str] = None):
-        self.method, self.target, self.headers = method, target, headers
-        path, _, self._query = target.partition("?")
-        self.path = _unquote(path) if "%" in path else path
-        self.length, self.digest = body.length, digest
-        self._body = body
-        self._data: _t.Optional[bytes] = None
-
-    @property
-    def query(self) -> _t.Dict[str, str]:
-        """The parameters after ``?``; of a repeated one the last."""
-        from urllib.parse import parse_qsl      # few requests have a query
-        return dict(parse_qsl(self._query, keep_blank_values=True))
+        self.method, self.path, self.headers = method, target.partition("?")[0], headers
+        self.length, self.digest, self._body = body.length, digest, body
 
     def stream(self, chunk: int = PIECE) -> _t.Iterator[bytes]:
         """The body in pieces of at most ``chunk`` bytes, however long it is; once only."""
-        if self._data is not None:
-            yield self._data
-            return
         digest = hashlib.sha256() if self.digest else None
         while True:
             piece = self._body.read(chunk)
@@ -66,19 +53,16 @@ class Request:
             raise HttpError(400, "the body is not the one that was signed")
 
     def read(self, limit: int = JSON_BYTES) -> bytes:
-        """The whole body; ``HttpError(413)`` if it is longer than ``limit`` bytes.  May be called again."""
-        if self._data is None:
-            pieces, total = [], 0
-            if (self.length or 0) <= limit:
-                for piece in self.stream():
-                    pieces.append(piece)
-                    total += len(piece)
-                    if total > limit:
-                        break
-            if max(total, self.length or 0) > limit:
-                raise HttpError(413, "the body is longer than %d bytes" % limit)
-            self._data = b"".join(pieces)
-        return self._data
+        """The whole body, once only; ``HttpError(413)`` if it is longer than ``limit`` bytes."""
+        pieces, total = [], self.length or 0
+        for piece in self.stream() if total <= limit else ():
+            pieces.append(piece)
+            total += len(piece) if self.length is None else 0
+            if total > limit:
+                break
+        if total > limit:
+            raise HttpError(413, "the body is longer than %d bytes" % limit)
+        return b"".join(pieces)
 
     def json(self, limit: int = JSON_BYTES):
         """The body as JSON; ``HttpError(400)`` if it is none."""
@@ -88,28 +72,77 @@ class Request:
             raise HttpError(400, "the body is not JSON: %s" % exc) from None
 
 
+class Payload:
+    """What follows a head: ``data``, or ``length`` bytes of a binary ``file`` from its position (None: to its end).
+
+    ``digest`` is its SHA-256 if that is known.  It can be sent several times.
+    """
+
+    def __init__(self, data: bytes = b"", file=None, length: _t.Optional[int] = None, digest: _t.Optional[str] = None):
+        self.data, self.file, self._digest = data, file, digest
+        if file is not None:
+            self._start = file.tell()
+            if length is None:
+                length = file.seek(0, os.SEEK_END) - self._start
+        self.length = len(data) if file is None else length
+
+    @property
+    def digest(self) -> str:
+        if self._digest is None:
+            digest = hashlib.sha256()
+            for piece in self._pieces() if self.length else ():
+                digest.update(piece)
+            self._digest = digest.hexdigest() if self.length else EMPTY
+        return str(self._digest)
+
+    def send(self, wire: Wire, head: bytes):
+        """Send ``head`` and this: small ones at once, so that no packet waits for another."""
+        if self.file is None:
+            wire.send(head + self.data)
+            return
+        wire.send(head)
+        # not a decompressor: that has a fileno too; and the kernel knows of no deadline
+        if wire.deadline is None and isinstance(getattr(self.file, "raw", self.file), io.FileIO):
+            self.file.seek(self._start)
+            self._check(self.length - wire.send_file(self.file, self.length))
+        else:
+            for piece in self._pieces():
+                wire.send(piece)
+
+    def _pieces(self) -> _t.Iterator[bytes]:
+        if self.file is None:
+            yield self.data
+            return
+        self.file.seek(self._start)
+        left = self.length
+        while left:
+            piece = self.file.read(min(PIECE, left))
+            self._check(0 if piece else left)
+            left -= len(piece)
+            yield piece
+
+    def _check(self, missing: int):
+        if missing:
+            raise CorruptBufferError("the file ended %d bytes too early: it became shorter while it was sent" % missing)
+
+
 class Reply:
-    """An answer.  ``body``: bytes, str, dict, list, None, or a binary file (closed afterwards), of which
-    ``length`` bytes are sent from its position (None: to its end).  ``digest``: the SHA-256 of what is
-    sent, if it is known; it saves reading a file twice."""
+    """An answer.  ``body``: bytes, str, dict, list, None, or a binary file, which is closed afterwards;
+    ``length`` and ``digest`` are as in ``Payload``, and save reading a file twice."""
 
     def __init__(self, body=b"", status: int = 200, headers: _t.Optional[_t.Mapping[str, str]] = None,
                  length: _t.Optional[int] = None, digest: _t.Optional[str] = None):
-        self.status, self.headers, self.digest = status, dict(headers or {}), digest
-        self.file, self.data, kind = None, b"", None
-        if body is None:
-            pass
-        elif isinstance(body, str):
-            self.data, kind = body.encode("utf-8"), "text/plain; charset=utf-8"
+        self.status, self.headers = status, dict(headers or {})
+        data, file, kind = body or b"", None, "application/octet-stream" if body is not None else ""
+        if isinstance(body, str):
+            data, kind = body.encode("utf-8"), "text/plain; charset=utf-8"
         elif isinstance(body, (dict, list)):
-            self.data, kind = json.dumps(body, separators=(",", ":")).encode("utf-8"), "application/json"
+            data, kind = json.dumps(body, separators=(",", ":")).encode("utf-8"), "application/json"
         elif hasattr(body, "read"):
-            self.file, kind = body, "application/octet-stream"
-        else:
-            self.data, kind = body, "application/octet-stream"
-        if kind and not any(name.lower() == "content-type" for name in self.headers):
-            self.headers["Content-Type"] = kind
-        self.length = length if self.file and length is not None else _rest(self.file) if self.file else len(self.data)
+            data, file = b"", body
+        if kind:
+            self.headers.setdefault("Content-Type", kind)
+        self.payload = Payload(data, file, length, digest)
 
     @classmethod
     def of(cls, value) -> "Reply":
@@ -128,57 +161,17 @@ class Reply:
 
     def sign(self, secret: bytes, nonce: str):
         """Add the signature for the request with ``nonce``."""
-        if self.digest is None:
-            digest = hashlib.sha256(self.data)
-            if self.file:
-                start = self.file.tell()
-                for piece in _pieces(self.file, self.length):
-                    digest.update(piece)
-                self.file.seek(start)
-            self.digest = digest.hexdigest()
-        self.headers["Seamless-Signature"] = sign_answer(secret, nonce, self.status, str(self.digest))
+        self.headers["Seamless-Signature"] = sign_answer(secret, nonce, self.status, self.payload.digest)
 
     def send(self, wire: Wire, keep: bool, without_body: bool = False):
-        """Write the answer: head and small bodies at once, so that no packet waits for another."""
+        """Write the answer."""
         lines = ["HTTP/1.1 %d %s" % (self.status, _REASONS.get(self.status, "Unknown"))]
         lines += ["%s: %s" % item for item in self.headers.items()]
-        lines += ["Content-Length: %d" % self.length, "Connection: %s\r\n\r\n" % ("keep-alive" if keep else "close")]
-        head = "\r\n".join(lines).encode("latin-1", "replace")
-        if without_body:
-            wire.send(head)
-        elif self.file is None:
-            wire.send(head + self.data)
-        else:
-            wire.send(head)
-            if isinstance(getattr(self.file, "raw", self.file), io.FileIO):     # not a decompressor: that has a fileno too
-                wire.send_file(self.file, self.length)
-            else:
-                for piece in _pieces(self.file, self.length):
-                    wire.send(piece)
+        lines += ["Content-Length: %d" % self.payload.length,
+                  "Connection: %s\r\n\r\n" % ("keep-alive" if keep else "close")]
+        (Payload() if without_body else self.payload).send(wire, "\r\n".join(lines).encode("latin-1", "replace"))
 
     def close(self):
         """Close the file, if any."""
-        if self.file is not None:
-            self.file.close()
-
-
-def _unquote(path: str) -> str:
-    from urllib.parse import unquote        # hardly ever needed
-    return unquote(path)
-
-
-def _rest(file) -> int:
-    """Bytes from the position of ``file`` to its end."""
-    start = file.tell()
-    length = file.seek(0, os.SEEK_END) - start
-    file.seek(start)
-    return length
-
-
-def _pieces(file, length: int) -> _t.Iterator[bytes]:
-    while length:
-        piece = file.read(min(PIECE, length))
-        if not piece:
-            raise Disconnected("the file ended %d bytes too early" % length)
-        length -= len(piece)
-        yield piece
+        if self.payload.file is not None:
+            self.payload.file.close()

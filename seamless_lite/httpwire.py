@@ -1,7 +1,7 @@
 """HTTP/1.1 messages on a socket: what server and client have in common.
 
 ``Wire`` reads heads and sends bytes under a deadline; ``Body`` reads the body that a head announces,
-by length, in chunks, or until the connection closes.  Small and strict on purpose: parsing headers
+by length or in chunks.  Small and strict on purpose: parsing headers
 through the ``email`` package costs more than the rest of a small request together.
 """
 import re
@@ -11,7 +11,7 @@ import typing as _t
 
 HEAD_BYTES = 1 << 16        # request or status line, and all headers
 PIECE = 1 << 20
-_BLANK = re.compile(rb"\r?\n\r?\n")
+_BLANK, _LINE = re.compile(rb"\r?\n\r?\n"), re.compile(rb"\r?\n")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -39,51 +39,37 @@ class Wire:
         self.deadline: _t.Optional[float] = None
         self._buffer = b""
 
-    def _arm(self):
-        """Give the next socket call what is left of the time."""
+    def _call(self, function, *args):
+        """A socket call within what is left of the time."""
         wait = self.pause_s
         if self.deadline is not None:
             wait = min(wait, self.deadline - time.monotonic())
             if wait <= 0:
                 raise TimedOut("the deadline passed")
         self.sock.settimeout(wait)
+        try:
+            return function(*args)
+        except socket.timeout:
+            raise TimedOut("the other side did nothing for %.0f s" % wait) from None
+        except OSError as exc:
+            raise Disconnected(exc.strerror or str(exc)) from None
 
     def receive(self, n: int) -> bytes:
         """Between 1 and ``n`` bytes; b"" when the other side closed."""
         if self._buffer:
             data, self._buffer = self._buffer[:n], self._buffer[n:]
             return data
-        self._arm()
-        try:
-            return self.sock.recv(n)
-        except socket.timeout:
-            raise TimedOut("no data for %.0f s" % (self.sock.gettimeout() or 0)) from None
-        except OSError as exc:
-            raise Disconnected(exc.strerror or str(exc)) from None
+        return self._call(self.sock.recv, n)
 
     def send(self, data):
         """Send all of ``data`` (bytes-like); large data in pieces, so that slow is not the same as dead."""
         view = memoryview(data)
-        try:
-            for start in range(0, len(view), PIECE):
-                self._arm()
-                self.sock.sendall(view[start:start + PIECE])
-        except socket.timeout:
-            raise TimedOut("the other side does not read") from None
-        except OSError as exc:
-            raise Disconnected(exc.strerror or str(exc)) from None
+        for start in range(0, len(view), PIECE):
+            self._call(self.sock.sendall, view[start:start + PIECE])
 
-    def send_file(self, file, length: int):
-        """Send ``length`` bytes of a plain file from its position, inside the kernel where possible."""
-        self._arm()
-        try:
-            sent = self.sock.sendfile(file, file.tell(), length) if length else 0
-        except socket.timeout:
-            raise TimedOut("the other side does not read") from None
-        except OSError as exc:
-            raise Disconnected(exc.strerror or str(exc)) from None
-        if sent != length:
-            raise Disconnected("the file ended after %d of %d bytes" % (sent, length))
+    def send_file(self, file, length: int) -> int:
+        """Send ``length`` bytes of a plain file from its position, in the kernel where possible; returns how many."""
+        return self._call(self.sock.sendfile, file, file.tell(), length) if length else 0
 
     def head(self, within_s: float = 30.0) -> _t.Optional[_t.Tuple[str, _t.Dict[str, str]]]:
         """The first line and the headers (names in lower case) of the next message.
@@ -93,36 +79,31 @@ class Wire:
         data, deadline = self.receive(HEAD_BYTES), self.deadline
         if not data:
             return None
+        self._buffer = data.lstrip(b"\r\n") + self._buffer
         limit = time.monotonic() + within_s
         self.deadline = limit if deadline is None else min(limit, deadline)
         try:
-            data = data.lstrip(b"\r\n")
-            while not _BLANK.search(data) and len(data) <= HEAD_BYTES:
-                more = self.receive(HEAD_BYTES)
-                if not more:
-                    raise Disconnected("the connection closed in the middle of the headers")
-                data += more
+            return _parse(self._until(_BLANK, "the headers").decode("latin-1"))
         finally:
             self.deadline = deadline
-        end = _BLANK.search(data, 0, HEAD_BYTES)
-        if not end:
-            raise Malformed("the headers are longer than %d bytes" % HEAD_BYTES)
-        head, self._buffer = data[:end.start()], data[end.end():] + self._buffer
-        return _parse(head.decode("latin-1"))
 
     def line(self) -> bytes:
         """The next line without its end (sizes of chunks, trailers)."""
+        return self._until(_LINE, "a chunk")
+
+    def _until(self, end: "re.Pattern", what: str) -> bytes:
         data = b""
-        while b"\n" not in data:
+        while True:
+            match = end.search(data, 0, HEAD_BYTES)
+            if match:
+                self._buffer = data[match.end():] + self._buffer
+                return data[:match.start()]
+            if len(data) >= HEAD_BYTES:
+                raise Malformed("%s: longer than %d bytes" % (what, HEAD_BYTES))
             more = self.receive(4096)
             if not more:
-                raise Disconnected("the connection closed in the middle of a chunk")
+                raise Disconnected("the connection closed in the middle of " + what)
             data += more
-            if len(data) > HEAD_BYTES:
-                raise Malformed("a line is longer than %d bytes" % HEAD_BYTES)
-        line, _, rest = data.partition(b"\n")
-        self._buffer = rest + self._buffer
-        return line.rstrip(b"\r")
 
     def close(self):
         """Close the socket; never fails."""
@@ -148,7 +129,7 @@ def _parse(text: str) -> _t.Tuple[str, _t.Dict[str, str]]:
 class Body:
     """The body that belongs to ``headers``.  ``length``: bytes, None if it is not known beforehand."""
 
-    def __init__(self, wire: Wire, headers: _t.Mapping[str, str], until_close: bool = False):
+    def __init__(self, wire: Wire, headers: _t.Mapping[str, str]):
         self._wire = wire
         coding = headers.get("transfer-encoding", "identity").lower()
         length = headers.get("content-length")
@@ -157,8 +138,7 @@ class Body:
         if length is not None and (coding == "chunked" or not (length.isascii() and length.isdigit() and len(length) < 19)):
             raise Malformed("the length of the body is not clear")
         self.chunked = coding == "chunked"
-        self._endless = until_close and not self.chunked and length is None
-        self.length = None if self.chunked or self._endless else int(length or 0)
+        self.length = None if self.chunked else int(length or 0)
         self._left = self.length or 0       # bytes left of the body, or of the chunk
         self.ended = self.length == 0
         #: True while the sender waits to be told whether we want the body at all.
@@ -171,22 +151,17 @@ class Body:
         if self.awaited:
             self.awaited = False
             self._wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._endless:
-            data = self._wire.receive(n)
-            self.ended = not data
-            return data
         if self.chunked and not self._left and not self._next_chunk():
             return b""
         data = self._wire.receive(min(n, self._left))
         if not data:
             raise Disconnected("the connection closed in the middle of the body")
         self._left -= len(data)
-        if not self._left:
-            if self.chunked:
-                if self._wire.line():
-                    raise Malformed("a chunk is longer than it says")
-            else:
-                self.ended = True
+        if self._left:
+            return data
+        self.ended = not self.chunked
+        if self.chunked and self._wire.line():
+            raise Malformed("a chunk is longer than it says")
         return data
 
     def drain(self, limit: int) -> bool:

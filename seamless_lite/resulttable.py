@@ -37,7 +37,6 @@ INDEXES = (("transformation", "result"), ("rev_transformation", "result"), ("met
            ("irreproducible_transformation", "result"), ("irreproducible_transformation", "checksum"),
            ("syntactic_to_semantic", "syntactic"), ("syntactic_to_semantic", "semantic"),
            ("expression", "result"), ("bucket_probe", "bucket_checksum"))
-TABLES = frozenset(("buffer_info",) + tuple(table for table, _ in INDEXES))
 Row = _t.Tuple[str, str, _t.Optional[dict]]
 
 
@@ -89,7 +88,7 @@ class _Write:
 
 
 class ResultTable:
-    """Results in the SQLite file ``path``, which need not exist yet: the first write makes it, and its folder.
+    """As ``MemoryResults``, but in the SQLite file ``path``, which need not exist yet: the first write makes it, and its folder.
 
     Errors are a ``SeamlessError`` of one sentence; a file that others keep locked for 30 s is a ``DeadlineError``.
     """
@@ -108,12 +107,10 @@ class ResultTable:
     # ---- the interface of all result stores
 
     def get(self, transformation) -> _t.Optional[Checksum]:
-        """As ``MemoryResults.get``."""
         rows = self.query('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (Checksum(transformation),))
         return Checksum(rows[0][0]) if rows else None
 
     def get_many(self, transformations: _t.Iterable) -> _t.Dict[str, Checksum]:
-        """As ``MemoryResults.get_many``."""
         names, found = [Checksum(name) for name in transformations], {}
         for start in range(0, len(names), 500):         # SQLite takes at most 999 parameters
             part = names[start:start + 500]
@@ -124,7 +121,6 @@ class ResultTable:
     put = MemoryResults.put
 
     def put_many(self, rows: _t.Iterable[Row]) -> None:
-        """As ``MemoryResults.put_many``."""
         checked = [(Checksum(name), Checksum(result), metadata) for name, result, metadata in rows]
 
         def insert(db):
@@ -133,14 +129,12 @@ class ResultTable:
         self.write(insert)
 
     def forget(self, transformation) -> bool:
-        """As ``MemoryResults.forget``."""
         name = Checksum(transformation)
         if self.get(name) is None and not self.query('SELECT 1 FROM "meta_data" WHERE "checksum" = ?', (name,)):
             return False
         return self.write(lambda db: forget_row(db, name))
 
     def reverse(self, result) -> _t.List[str]:
-        """As ``MemoryResults.reverse``."""
         rows = self.query('SELECT "checksum" FROM "transformation" WHERE "result" = ?', (Checksum(result),))
         return [name for name, in rows]     # rev_transformation may hold stale and double rows of Seamless 1.x
 
@@ -190,6 +184,8 @@ class ResultTable:
         try:
             db = self._connect(create=True)
             self._begin(db)
+            if not self._is_complete:
+                self._complete(db)
             for write in group:
                 _run(write, db)
             db.execute("COMMIT")
@@ -226,8 +222,6 @@ class ResultTable:
             self._db.execute("PRAGMA synchronous = %s" % ("EXTRA" if sqlite3.sqlite_version_info >= (3, 12) else "FULL"))
             status = os.stat(self.path)
             self._opened = (status.st_dev, status.st_ino)
-        if create and not self._is_complete:
-            self._complete(self._db)
         return self._db
 
     def _disconnect(self) -> None:
@@ -245,19 +239,19 @@ class ResultTable:
         return self._is_readable
 
     def _complete(self, db) -> None:
-        """Make the tables that are not there.  Several processes may do this at once."""
-        if self._is_old(db) or not self._has_tables(db) or not TABLES <= {name for name, in db.execute("SELECT name FROM sqlite_master")}:
-            self._begin(db)
-            if self._is_old(db):
-                if db.execute('SELECT 1 FROM "meta_data" LIMIT 1').fetchone():
-                    raise SeamlessError("the result table %s was made by an old version of Seamless, whose metadata "
-                                        "names no results: move it away to begin a new one" % self.path)
-                db.execute('DROP TABLE "meta_data"')
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
-            for table, column in INDEXES:
-                db.execute('CREATE INDEX IF NOT EXISTS "%s_%s" ON "%s" ("%s")' % (table, column, table, column))
-            db.execute("COMMIT")
+        """Make the tables that are not there, in the transaction that has begun."""
+        columns = [row[1] for row in db.execute('PRAGMA table_info("meta_data")')]
+        if columns and "result" not in columns:
+            if db.execute('SELECT 1 FROM "meta_data" LIMIT 1').fetchone():
+                raise SeamlessError("the result table %s was made by an old version of Seamless, whose metadata "
+                                    "names no results: move it away to begin a new one" % self.path)
+            db.execute('DROP TABLE "meta_data"')
+        else:
+            self._has_tables(db)
+        for statement in SCHEMA.split(";"):
+            db.execute(statement)
+        for table, column in INDEXES:
+            db.execute('CREATE INDEX IF NOT EXISTS "%s_%s" ON "%s" ("%s")' % (table, column, table, column))
         self._is_readable = self._is_complete = True
 
     def _begin(self, db) -> None:
@@ -277,10 +271,6 @@ class ResultTable:
             time.sleep(os.urandom(1)[0] / 255000)       # up to 1 ms, and not in step with anybody
         db.execute("PRAGMA busy_timeout = %d" % (BUSY_S * 1000))
 
-    def _is_old(self, db) -> bool:
-        columns = [row[1] for row in db.execute('PRAGMA table_info("meta_data")')]
-        return bool(columns) and "result" not in columns
-
     def _sentence(self, exc) -> SeamlessError:
         text = str(exc)
         if "locked" in text:
@@ -295,6 +285,13 @@ class ResultTable:
             return SeamlessError("the result table %s cannot be opened or written (%s): check the permissions of the "
                                  "file and its folder" % (self.path, text))
         return SeamlessError("the result table %s cannot be used (%s): look at the file and its disk" % (self.path, text))
+
+
+def stored_row(db, name: str) -> _t.Tuple[_t.Optional[str], _t.Optional[str], _t.Optional[str]]:
+    """(result, result of the metadata, metadata) of a transformation, None where there is no row."""
+    result = db.execute('SELECT "result" FROM "transformation" WHERE "checksum" = ?', (name,)).fetchone()
+    record = db.execute('SELECT "result", "metadata" FROM "meta_data" WHERE "checksum" = ?', (name,)).fetchone()
+    return (result or (None,)) + (record or (None, None))
 
 
 def put_row(db, name: str, result: str, metadata: _t.Optional[dict]) -> None:

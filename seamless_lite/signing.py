@@ -7,6 +7,7 @@ body.  The secret itself never travels, a request is good only once and only for
 answer belongs to one request.  The digests are declared before the bodies, so that bodies can stream;
 who reads a body compares.
 """
+import contextlib
 import hashlib
 import hmac
 import os
@@ -136,37 +137,29 @@ def load_secret(path: _t.Optional[str] = None) -> bytes:
     Raises ``ConfigurationError`` if others can read it, somebody else owns it, or it holds no secret.
     """
     path = os.fspath(path or os.path.join(seamless_home(), "secret"))
-    try:
-        return _read_secret(path)
-    except FileNotFoundError:
-        pass
-    folder = os.path.dirname(os.path.abspath(path))
     temporary = "%s.%d-%s" % (path, os.getpid(), os.urandom(4).hex())
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(os.urandom(32).hex().encode("ascii") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
             try:
-                os.link(temporary, path)        # unlike a rename, it lets the first of two processes win
-            except FileExistsError:
-                pass
-        finally:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-        return _read_secret(path)
+                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(os.urandom(32).hex().encode("ascii") + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, path)        # unlike a rename, it lets the first of two processes win
+            finally:
+                if os.path.lexists(temporary):
+                    os.unlink(temporary)
     except OSError as exc:
         raise ConfigurationError("the secret file %s cannot be made: %s" % (path, exc.strerror)) from None
+    return _read_secret(path)
 
 
 def _read_secret(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             status, text = os.fstat(file.fileno()), file.read(4096).strip()
-    except FileNotFoundError:
-        raise
     except OSError as exc:
         raise ConfigurationError("the secret file %s cannot be read: %s" % (path, exc.strerror)) from None
     if status.st_uid != os.geteuid():

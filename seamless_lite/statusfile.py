@@ -25,12 +25,12 @@ def read_status(path: str) -> dict:
     return value
 
 
-def await_status(path: _t.Optional[str], wait_s: float = WAIT_S) -> dict:
+def await_status(path: _t.Optional[str]) -> dict:
     """What the file says, as soon as it exists; {} for no ``path``.  Raises ``ServiceError``."""
-    end = time.monotonic() + wait_s
+    end = time.monotonic() + WAIT_S
     while path and not os.path.exists(path):
         if time.monotonic() > end:
-            raise ServiceError("the status file %s did not appear within %g s" % (path, wait_s))
+            raise ServiceError("the status file %s did not appear within %g s" % (path, WAIT_S))
         time.sleep(0.05)
     return read_status(path) if path else {}
 

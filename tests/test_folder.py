@@ -126,9 +126,7 @@ def test_zstd_without_a_program_gets_a_sentence(folder, directory, monkeypatch):
     directory.mkdir()
     (directory / (CS + ".zst")).write_bytes(b"\x28\xb5\x2f\xfd")
     monkeypatch.setenv("PATH", str(directory))
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    monkeypatch.setitem(sys.modules, "compression.zstd", None)
-    with pytest.raises(CacheMissError, match="install the program zstd or the Python package zstandard"):
+    with pytest.raises(CacheMissError, match="install the program zstd"):
         folder.get(CS)
 
 

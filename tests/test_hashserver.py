@@ -16,7 +16,7 @@ import pytest
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import CorruptBufferError, SeamlessError
 from seamless_lite.folder import Folder
-from seamless_lite.hashserver import HashserverClient, HashService, frame, unframe
+from seamless_lite.hashserver import HashserverClient, HashService, frame
 from seamless_lite.httpbase import Listen, start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -261,18 +261,11 @@ def test_a_server_for_reading_only_refuses_to_write(folder, tmp_path):
         for write in (lambda: client.put(b"new"), lambda: client.put_many([b"new", b"newer"])):
             with pytest.raises(SeamlessError, match="for reading only: start it with --writable"):
                 write()
-        assert client._http.request("PUT", "/promise/" + CS).status == 404
+        assert client.request("PUT", "/promise/" + CS).status == 404
         assert client.get(CS) == DATA
 
 
 # ---- batches
-
-def test_batches_take_what_fits_and_name_the_rest(ask, folder):
-    large = bytes(2 << 20)
-    folder.put_many([DATA, large])
-    answer = ask("POST", "/get", {"checksums": [CS, OTHER, Checksum.of(large), CS]})
-    assert list(unframe(answer.data)) == [(CS, DATA), (Checksum.of(large), None)]
-
 
 def test_a_batch_is_verified_before_anything_is_stored(ask, folder):
     answer = ask("POST", "/put", frame(OTHER, b"other") + frame(CS, b"wrong"))
@@ -281,7 +274,7 @@ def test_a_batch_is_verified_before_anything_is_stored(ask, folder):
     for body in (b"rubbish", frame(CS, DATA)[:-1], CS.encode() + b" 99999999999\n"):
         assert ask("POST", "/put", body).status == 400
     assert json.loads(ask("POST", "/put", frame(OTHER, b"other") + frame(CS, DATA)).data) == {"stored": 2}
-    assert folder.get_many([CS, OTHER]) == {CS: DATA, OTHER: b"other"}
+    assert [folder.get(CS), folder.get(OTHER)] == [DATA, b"other"]
 
 
 def test_the_client_speaks_with_a_server_that_has_no_batches(folder, tmp_path):
@@ -290,7 +283,7 @@ def test_the_client_speaks_with_a_server_that_has_no_batches(folder, tmp_path):
     with start(service, Listen(socket_path=str(tmp_path / "s"))) as running:
         client = HashserverClient(running.address)
         assert client.put_many([DATA, b"other"]) == [CS, OTHER]
-        assert client.get_many([CS, OTHER, "0" * 64]) == {CS: DATA, OTHER: b"other"}
+        assert [client.get(CS), client.get(OTHER), client.get("0" * 64)] == [DATA, b"other", None]
 
 
 def test_the_client_does_not_take_another_content(folder, tmp_path):
@@ -374,7 +367,7 @@ def test_extra_folders_are_served(program, tmp_path):
     while not os.path.exists(tmp_path / "s"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert client.get_many([CS, OTHER]) == {CS: DATA, OTHER: b"other"}
+    assert [client.get(CS), client.get(OTHER)] == [DATA, b"other"]
     client.close()
 
 

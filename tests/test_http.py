@@ -39,10 +39,9 @@ class Probe(Service):
         self.routes = [("POST", re.compile("/echo"), self.echo), ("GET", re.compile("/echo"), self.echo),
                        ("POST", re.compile("/small"), lambda request: request.read(100)),
                        ("PUT", re.compile("/digest/([a-z]+)"), self.digest),
-                       ("GET", re.compile("/file/(.*)"), self.file),
+                       ("GET", re.compile("/file/([^:]*):?(.*)"), self.file),
                        ("GET", re.compile("/raise/(.*)"), self.fail),
                        ("POST", re.compile("/ignore"), lambda request: None),
-                       ("GET", re.compile("/query"), lambda request: request.query),
                        ("POST", re.compile("/wait"), self.wait)]
 
     def busy(self):
@@ -63,9 +62,9 @@ class Probe(Service):
         self.calls.append(word)
         return {"digest": found.hexdigest(), "declared": request.digest, "length": request.length}
 
-    def file(self, request, name):
+    def file(self, request, name, n):
         path = os.path.join(self.folder, name)
-        return Reply(gzip.open(path) if name.endswith(".gz") else open(path, "rb"), length=int(request.query["n"]) if "n" in request.query else None)
+        return Reply(gzip.open(path) if name.endswith(".gz") else open(path, "rb"), length=int(n) if n else None)
 
     def fail(self, request, how):
         raise {"miss": CacheMissError("no such buffer"), "job": JobError("it failed", traceback="line 1", returncode=3),
@@ -152,20 +151,14 @@ def test_healthcheck_needs_no_signature_and_info_names_the_service(probe):
     assert info["service"] == "probe" and info["pid"] == os.getpid() and info["protocol"] == signing.PROTOCOL
 
 
-def test_a_query_and_an_escaped_path_are_decoded(probe):
-    service, running, client = probe
-    assert client.request("GET", "/query?a=b%20c&d=&a=2").json() == {"a": "2", "d": ""}
-    assert client.request("PUT", "/digest/%61bc").status == 200 and service.calls == ["abc"]
-
-
 def test_uploads_stream_from_bytes_paths_and_files(probe, tmp_path):
     service, running, client = probe
     data = os.urandom(3_000_000)
     (tmp_path / "data").write_bytes(b"skipped" + data)
     (tmp_path / "exact").write_bytes(data)
-    with open(tmp_path / "data", "rb") as file:
+    with open(tmp_path / "data", "rb") as file, open(tmp_path / "exact", "rb", buffering=0) as exact:
         file.read(7)
-        answers = [client.request("PUT", "/digest/a", body=data), client.request("PUT", "/digest/a", file=tmp_path / "exact"),
+        answers = [client.request("PUT", "/digest/a", body=data), client.request("PUT", "/digest/a", file=exact),
                    client.request("PUT", "/digest/a", file=file),
                    client.request("PUT", "/digest/a", file=io.BytesIO(data), digest=hashlib.sha256(data).hexdigest())]
     for answer in answers:
@@ -180,21 +173,21 @@ def test_files_are_sent_whole_in_part_and_decompressed(probe, tmp_path):
     with gzip.open(tmp_path / "x.gz", "wb") as file:
         file.write(data)
     assert client.request("GET", "/file/plain").body == data
-    assert client.request("GET", "/file/plain?n=1000").body == data[:1000]
+    assert client.request("GET", "/file/plain:1000").body == data[:1000]
     assert client.request("GET", "/file/empty").body == b""
     assert client.request("GET", "/file/x.gz").body == data
     target = io.BytesIO(b"before")
     target.seek(6)
     answer = client.request("GET", "/file/plain", into=target)
-    assert answer.body == b"" and answer.length == len(data) and target.getvalue() == b"before" + data
+    assert answer.body == b"" and target.getvalue() == b"before" + data
 
 
 def test_a_file_that_is_shorter_than_promised_is_an_error_and_not_a_short_answer(probe, tmp_path):
     service, running, client = probe
     (tmp_path / "plain").write_bytes(b"1234")
     with pytest.raises(ServiceError):
-        client.request("GET", "/file/plain?n=5", retry=False)
-    assert client.request("GET", "/file/plain?n=4").body == b"1234"
+        client.request("GET", "/file/plain:5")
+    assert client.request("GET", "/file/plain:4").body == b"1234"
 
 
 def test_errors_arrive_as_the_exceptions_they_were(probe):
@@ -437,7 +430,7 @@ def test_a_body_that_is_too_long_is_answered_with_413(probe):
     assert client.request("POST", "/small", body=b"x" * 100).status == 200
     for length in (101, 5_000_000, 100_000_000):
         with pytest.raises(SeamlessError, match="longer than 100 bytes"):
-            client.request("POST", "/small", body=b"x" * length, retry=False)
+            client.request("POST", "/small", body=b"x" * length)
     assert client.request("POST", "/small", body=b"x").body == b"x"
 
 
@@ -480,7 +473,7 @@ def test_too_many_connections_get_a_clear_answer(probe):
     for other in others:
         assert other.request("GET", "/info").status == 200
     with pytest.raises(ServiceError, match="too many connections"):
-        client.request("GET", "/info", retry=False)
+        client.request("GET", "/info")
     others[0].close()
     end = time.monotonic() + 20
     while len(running._server._connections) > 1 and time.monotonic() < end:
@@ -525,22 +518,6 @@ def test_a_connection_that_went_stale_is_replaced_silently():
             assert client.request("GET", "/").body == b"OK"
 
 
-def test_a_request_that_must_not_be_repeated_is_sent_once():
-    calls = []
-    with fake_server(lambda sock: calls.append(sock.recv(65536)), OK) as address:
-        with pytest.raises(ServiceError, match="broke off"):
-            HttpClient(address).request("POST", "/", retry=False)
-        assert HttpClient(address).request("POST", "/").body == b"OK"
-    assert len(calls) == 1
-
-
-def test_a_request_that_must_not_be_repeated_does_not_use_a_connection_that_may_be_stale():
-    with fake_server(OK, OK) as address:
-        client = HttpClient(address)
-        client.request("GET", "/")
-        assert client.request("POST", "/", retry=False).body == b"OK"
-
-
 def test_a_broken_connection_is_tried_a_few_times_and_then_reported():
     calls = []
     with fake_server(*[lambda sock: calls.append(sock.recv(65536))] * 4) as address:
@@ -552,20 +529,19 @@ def test_a_broken_connection_is_tried_a_few_times_and_then_reported():
 def test_an_answer_that_ends_too_early_is_an_error():
     cut = respond(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
     chunked = respond(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")
-    with fake_server(cut, chunked) as address:
-        for _ in range(2):
-            with pytest.raises(ServiceError):
-                HttpClient(address).request("GET", "/", retry=False)
+    endless = respond(b"HTTP/1.1 200 OK\r\n\r\n12345")
+    with fake_server(*[cut] * 4, *[chunked] * 4, endless) as address:
+        for words in ("broke off", "broke off", "how long"):
+            with pytest.raises(ServiceError, match=words):
+                HttpClient(address).request("GET", "/")
 
 
 def test_a_download_that_broke_off_starts_again_at_the_beginning_of_the_file():
     cut = respond(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
     whole = respond(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-    until_close = respond(b"HTTP/1.0 200 OK\r\n\r\nabcd")
-    with fake_server(cut, whole, until_close) as address:
+    with fake_server(cut, whole) as address:
         client, into = HttpClient(address), io.BytesIO()
-        assert client.request("GET", "/", into=into).length == 3 and into.getvalue() == b"abc"
-        assert client.request("GET", "/").body == b"abcd"
+        assert client.request("GET", "/", into=into).body == b"" and into.getvalue() == b"abc"
 
 
 def test_something_that_is_no_http_server_is_named():
@@ -674,7 +650,7 @@ def test_a_server_that_stops_frees_its_threads_sockets_and_files(tmp_path):
     assert service.closed == 1 and service.stopping.is_set() and not (tmp_path / "s").exists()
     for thread in set(threading.enumerate()) - threads:
         thread.join(10)
-    assert set(threading.enumerate()) <= threads and count() == before
+    assert set(threading.enumerate()) <= threads and count() <= before
 
 
 # --- the program ----------------------------------------------------------------------------------------------
