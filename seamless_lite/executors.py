@@ -8,13 +8,19 @@
 
 An outcome is never an exception: what the user's code raised is data in it.
 """
+import queue
 import threading
+import time
 import typing as _t
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from .checksum import Checksum
 from .errors import JobCancelledError, SeamlessError, ServiceError
 from .transformation import Job, Outcome
+
+
+#: Jobs that are running when the program ends are cancelled, and get so long to end.
+END_S = 3.0
 
 
 def done(outcome: Outcome) -> Future:
@@ -28,13 +34,15 @@ class InProcess:
     """Runs jobs in this process: in the calling thread, or in one of ``threads`` threads.
 
     A thread that waits for a job which nobody has begun takes it and runs it itself (``help``).
-    So jobs that wait for other jobs cannot use up the threads, to any depth.
+    So jobs that wait for other jobs cannot use up the threads, to any depth.  The threads are daemons, not
+    those of a ThreadPoolExecutor, for which a program that ends (by Ctrl-C, say) would wait for ever.
     """
 
     def __init__(self, stores, threads: int):
         self._stores = stores
-        self._threads = threads
-        self._pool: _t.Optional[ThreadPoolExecutor] = None
+        self._limit = threads
+        self._threads: _t.List[threading.Thread] = []
+        self._queue: "queue.SimpleQueue[_t.Optional[Checksum]]" = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._pending: _t.Dict[Checksum, _t.Tuple[Future, Job]] = {}
         self._cancels: _t.Dict[Checksum, threading.Event] = {}
@@ -53,11 +61,16 @@ class InProcess:
     def submit(self, job: Job) -> Future:
         future: Future = Future()
         with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="seamless-job")
             self._pending[job.checksum] = (future, job)
-        self._pool.submit(self.help, job.checksum)
+            self._queue.put(job.checksum)
+            if len(self._threads) < self._limit:
+                self._threads.append(threading.Thread(target=self._work, name="seamless-job", daemon=True))
+                self._threads[-1].start()
         return future
+
+    def _work(self) -> None:
+        for checksum in iter(self._queue.get, None):
+            self.help(checksum)
 
     def help(self, checksum: Checksum) -> None:
         with self._lock:
@@ -83,10 +96,15 @@ class InProcess:
     def close(self) -> None:
         with self._lock:
             waiting = list(self._pending)
-        for checksum in waiting:
+            running = list(self._cancels)
+        for checksum in waiting + running:
             self.cancel(checksum)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        for _ in self._threads:
+            self._queue.put(None)
+        end = time.monotonic() + END_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
 
 
 class Remote:
@@ -103,6 +121,7 @@ class Remote:
         self._close = close
         self._lock = threading.Lock()
         self._client = None
+        self._closed = False
         self._submitted: _t.Dict[Checksum, Job] = {}
 
     def after_fork(self) -> None:
@@ -138,7 +157,7 @@ class Remote:
             if error is None:
                 self._submitted.pop(job.checksum, None)
                 future.set_result(outcome)
-            elif isinstance(error, ServiceError) and not again:
+            elif isinstance(error, ServiceError) and not again and not self._closed:
                 again.append(True)
                 try:
                     self._get(broken=client).submit(job, finished, parent=self._parent)
@@ -163,7 +182,7 @@ class Remote:
 
     def close(self) -> None:
         with self._lock:
-            client, self._client = self._client, None
+            client, self._client, self._closed = self._client, None, True
         if client is not None:
             client.close()
         self._close()

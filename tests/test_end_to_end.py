@@ -45,10 +45,10 @@ class Lab:
         return subprocess.Popen([sys.executable, *command], cwd=self.work, env=self.env, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE)
 
-    def python(self, code, check=True, name="script.py"):
+    def python(self, code, check=True, name="script.py", timeout=90):
         (self.work / name).write_text(textwrap.dedent(code))
         done = self.start(name)
-        out, err = done.communicate(timeout=90)
+        out, err = done.communicate(timeout=timeout)
         if check:
             assert done.returncode == 0, err.decode()
         return out.decode().strip() if check else (done.returncode, out.decode(), err.decode())
@@ -379,24 +379,29 @@ def test_a_notebook_like_kernel_runs_functions_that_were_typed_into_it(lab):
 def test_a_hundred_thousand_queued_jobs_are_fine(lab):
     lab.configure(REMOTE)
     out = lab.python("""
-        import time, resource
+        import time
         import seamless_lite.config as config
         from seamless_lite import delayed, launch
         config.init()
-        config.set_nparallel(200_000)
         @delayed
-        def block(x):
+        def nap(x):
             import time
-            time.sleep(0.001)
+            time.sleep(0.02)
             return x
-        tfs = [block(i).start() for i in range(100_000)]
-        print(sum(tf.run() for tf in tfs[:500]))
         server = [r["pid"] for r in launch.services() if r["service"] == "jobserver"][0]
-        print(int([l.split()[1] for l in open("/proc/%d/status" % server) if l.startswith("VmHWM")][0]) // 1000, "MB")
-        for tf in tfs:
-            tf.cancel()
-        """)
-    assert out.split()[0] == str(sum(range(500)))
+        def megabytes():
+            with open("/proc/%d/status" % server) as file:
+                return int([line.split()[1] for line in file if line.startswith("VmRSS")][0]) // 1000
+        before = megabytes()
+        tfs = [nap(i).start() for i in range(100_000)]
+        print(tfs[0].run(), tfs[-1].transformation_checksum is not None, sum(tf.run() for tf in tfs[:500]))
+        client = config.session()._remote._get()
+        last = str(tfs[-1].transformation_checksum)
+        while client.status([last])[last]["state"] == "unknown":       # until it has been sent
+            time.sleep(0.5)
+        print(client._http.request("GET", "/info").json()["jobs"] > 50_000, megabytes() - before < 500)
+        """, timeout=400)
+    assert out.splitlines() == ["0 True %d" % sum(range(500)), "True True"]
 
 
 def test_a_scratch_result_is_made_again_where_its_bytes_are_needed_and_only_there(lab):

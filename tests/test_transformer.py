@@ -1,5 +1,6 @@
 """The Python face, in one process and in memory: direct, delayed, Transformation, parallel."""
 import asyncio
+import os
 import subprocess
 import sys
 import textwrap
@@ -353,3 +354,18 @@ def test_forked_children_run_transformations_of_their_own(tmp_path, spawned):
         """ % spawned, tmp_path)
     expected = [sum((k * 100 + i) ** 2 for i in range(20)) for k in range(4)]
     assert done.stdout.decode().split("\n")[:3] == [str(expected[0]), str(expected[1:3]), str(expected[3])], done.stderr.decode()
+
+
+def test_a_program_that_ends_does_not_wait_for_what_it_only_started_and_leaves_no_command_behind(tmp_path):
+    done = run_script("""
+        import os, time
+        from seamless_lite import delayed
+        shell = delayed("echo $$ > %s/pid; sleep 60; echo x > RESULT", "bash")
+        shell().start()
+        while not (os.path.exists("pid") and open("pid").read().strip()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+        """ % tmp_path, tmp_path)
+    assert done.returncode != 0 and b"KeyboardInterrupt" in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
