@@ -805,8 +805,8 @@ def program(tmp_path, spec, home):
     yield begin
     for process in started:
         if process.poll() is None:
-            process.kill()
-        process.wait()
+            process.terminate()             # kill -9 within its first moments leaves its folder: no worker knows it yet
+        process.wait(PATIENCE_S)
     until(lambda: not [pid for pid, mark in marked() if mark.split("-")[0] in {str(p.pid) for p in started}], "a process was left")
     until(lambda: not list((tmp_path / "ptmp").iterdir()), "a file was left")
 
