@@ -46,8 +46,8 @@ class Wire:
             wait = min(wait, self.deadline - time.monotonic())
             if wait <= 0:
                 raise TimedOut("the deadline passed")
-        self.sock.settimeout(wait)
         try:
+            self.sock.settimeout(wait)          # another thread may have closed it, which is a lost connection too
             return function(*args)
         except socket.timeout:
             raise TimedOut("the other side did nothing for %.0f s" % wait) from None
