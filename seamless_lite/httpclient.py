@@ -19,6 +19,10 @@ from .httpwire import Body, Disconnected, Malformed, TimedOut, Wire
 from .signing import SignatureError, check_answer, sign_request
 
 _PAUSES_S = (0.0, 0.05, 0.3)        # before the second, third and fourth attempt
+_MENDS = 5                          # a request that breaks so many mended connections is given up
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: A host that falls silent is noticed after about 20 s.  Not every system has all of them.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20000))
 
 
 class Answer:
@@ -48,16 +52,22 @@ class _Again(Exception):
     """Send the request once more: our clock was corrected."""
 
 
+class _Unreachable(ServiceError):
+    """No connection was made."""
+
+
 class HttpClient:
     """Talks to the service at ``address`` (``unix:///path`` or ``http://host:port``).
 
     With a ``secret`` every request is signed and an answer that is not signed is refused.
-    ``read_timeout_s``: how long the service may be silent.
+    ``read_timeout_s``: how long the service may be silent.  ``mend`` is called, outside of locks, when no
+    connection can be made or one breaks again and again: it makes the service reachable at the same address
+    again, or raises ``ServiceError``; then the request is repeated.
     """
 
     def __init__(self, address: str, secret: _t.Optional[bytes] = None, connect_timeout_s: float = 10.0,
-                 read_timeout_s: float = 1200.0):
-        self.address, self._secret = address, secret
+                 read_timeout_s: float = 1200.0, mend: _t.Optional[_t.Callable[[], object]] = None):
+        self.address, self._secret, self._mend = address, secret, mend
         self._where, self._host = _parse_address(address)
         self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
         self._offset_s = 0.0                                # how far the server's clock is ahead of ours
@@ -84,7 +94,7 @@ class HttpClient:
         """Send one request, which may be repeated if the connection breaks, and read its answer.
 
         The body is ``body``, ``json`` (a value) or ``file`` (a binary file that can seek, from its position to
-        its end); ``digest`` is its SHA-256 if that is known.  ``timeout_s`` bounds the whole.  A 2xx body is
+        its end); ``digest`` is its SHA-256 if that is known.  ``timeout_s`` bounds the whole, but for mending.  A 2xx body is
         written to the binary file ``into``, which can seek, instead of memory.
 
         Raises the exception that the answer describes (``{"error": {...}}``), ``ServiceError`` if the
@@ -98,7 +108,7 @@ class HttpClient:
         payload = Payload(body, file, digest=digest)
         start = into.tell() if into is not None else 0
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        corrected, n_closed, pauses = False, self._n_closed, iter(_PAUSES_S)
+        corrected, n_closed, pauses, mends = False, self._n_closed, iter(_PAUSES_S), _MENDS if self._mend else 0
         while True:
             try:
                 return self._once(method, target, payload, kind, deadline, into)
@@ -113,16 +123,26 @@ class HttpClient:
             except Malformed as exc:
                 raise ServiceError("%s does not speak HTTP (%s): something else listens there"
                                    % (self.address, exc)) from None
-            except Disconnected as exc:         # a kept connection may have been closed while we did not look
-                pause = next(pauses, None)
+            except (Disconnected, _Unreachable) as exc:     # a kept connection may have been closed while we did not look
+                pause = next(pauses, None) if isinstance(exc, Disconnected) else None
                 late = pause is not None and deadline is not None and time.monotonic() + pause >= deadline
-                if pause is None or late or n_closed != self._n_closed:
-                    raise ServiceError("%s broke off (%s) in %s %.80s: the service died or was stopped; run again, or"
-                                       " look into its log" % (self.address, exc, method, target)) from None
-                time.sleep(pause)
+                if n_closed != self._n_closed or late or pause is None and not mends:
+                    raise self._given_up(exc, method, target) from None
+                if pause is None:
+                    mends, pauses, begun = mends - 1, iter(_PAUSES_S), time.monotonic()
+                    self._mend()
+                    deadline = None if deadline is None else deadline + time.monotonic() - begun
+                else:
+                    time.sleep(pause)
             if into is not None:
                 into.seek(start)
                 into.truncate()
+
+    def _given_up(self, exc: Exception, method: str, target: str) -> ServiceError:
+        if isinstance(exc, _Unreachable):
+            return ServiceError(str(exc))
+        return ServiceError("%s broke off (%s) in %s %.80s: the service died or was stopped; run again, or look into its log"
+                            % (self.address, exc, method, target))
 
     def _once(self, method: str, target: str, payload: Payload, headers: _t.List[str], deadline, into) -> Answer:
         wire = self._wire(deadline)
@@ -235,7 +255,7 @@ class HttpClient:
             if left <= 0:
                 if deadline is not None and end == deadline:
                     raise TimedOut("no connection")
-                raise ServiceError("%s did not accept a connection within %g s: its host is down, or it is overloaded"
+                raise _Unreachable("%s did not accept a connection within %g s: its host is down, or it is overloaded"
                                    % (self.address, self._connect_timeout_s))
             try:
                 return self._open(left)
@@ -244,13 +264,18 @@ class HttpClient:
             except socket.timeout:
                 pass                                        # the loop says it
             except OSError as exc:
-                raise ServiceError("nothing answers at %s (%s): the service is not running; run again to start it, or look into its log"
+                raise _Unreachable("nothing answers at %s (%s): the service is not running; run again to start it, or look into its log"
                                    % (self.address, exc.strerror or exc)) from None
 
     def _open(self, timeout_s: float) -> socket.socket:
         if isinstance(self._where, tuple):
             sock = socket.create_connection(self._where, timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._where[0] not in _LOOPBACK:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, value in _KEEP_ALIVE:
+                    if hasattr(socket, name):
+                        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             return sock
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

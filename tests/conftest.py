@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+pytest.register_assert_rewrite("labs", "far")
+from labs import _netns, _netns_dask, _slurm, lab_user, netns, netns_dask, slurm, ssh_host     # noqa: E402, F401 (fixtures)
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
