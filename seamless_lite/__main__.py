@@ -5,7 +5,7 @@ import sys
 from . import __version__
 
 #: Command -> module with ``main(argv) -> exit code``.
-COMMANDS = {"run": "cmd_run", "init": "cmd_init", "hashserver": "hashserver", "database": "database",
+COMMANDS = {"run": "cmd_run", "init": "cmd_init", "service": "cmd_service", "hashserver": "hashserver", "database": "database",
             "jobserver": "jobserver"}
 
 

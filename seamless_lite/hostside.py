@@ -1,8 +1,7 @@
 """Runs on the host where the services are: start, inspect and stop them, under a lock.
 
-On this machine it is imported and its functions are called; on another one the file is sent there and run
-as a program: one JSON object in on standard input, ``{"action": NAME, ...arguments}``, one JSON line out,
-``{"ok": RESULT}`` or ``{"error": SENTENCE}``.  So it imports nothing of ours and runs on Python 3.6.
+On this machine it is imported and its functions are called; on another one it is sent there as a part of
+``hostagent``, which talks with the client.  So it imports nothing of ours and runs on Python 3.6.
 
 A service has one name, and under it in ``$SEAMLESS_HOME/run`` (0700) a record (``NAME.json``, which is the
 service's status file), a log (``NAME.log``), perhaps a socket, and while somebody looks or starts,
@@ -13,17 +12,19 @@ The record is written when the process number is known, and only then does the s
 of input (the secret), before which it does nothing.  So whoever dies when, what runs has a record.
 """
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
-import sys
 import time
 
-START_S = 20.0              # a service that is not running after this is given up
+MARKER = "@seamless@"       # begins each line that a client shall read, on the standard output of our programs on its host
+START_S = 60.0              # a service that is not running after this is given up (Dask from a slow disk takes its time)
 ANSWER_S = 10.0             # a service that lives but does not answer for so long is replaced
 STOP_S = 10.0               # between SIGTERM and SIGKILL
 POLL_S = 0.005
@@ -37,6 +38,13 @@ class HostError(Exception):
     """One sentence for the user."""
 
 
+def disk_trouble(exc, path):
+    """The sentence for what went wrong when something was written in the folder ``path``."""
+    cure = ("make room there" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable for you")
+    return ("%s cannot be written on %s (%s): %s, or set SEAMLESS_HOME in your shell's start-up file there to another folder"
+            % (exc.filename or path, os.uname().nodename, exc.strerror or exc, cure))
+
+
 # --- files ------------------------------------------------------------------------------------------------
 
 def run_folder():
@@ -45,12 +53,13 @@ def run_folder():
     path = os.path.join(os.path.abspath(home), "run")
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        return _private_folder(path)
+        return private_folder(path)
     except OSError as exc:
-        raise HostError("the folder %s cannot be made: %s" % (path, exc.strerror))
+        raise HostError(disk_trouble(exc, path))
 
 
-def _private_folder(path):
+def private_folder(path):
+    """Make the folder if it is missing, and see to it that it is ours alone.  Raises ``HostError``, ``OSError``."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path) if path.startswith("/tmp/") else os.stat(path)
@@ -69,8 +78,14 @@ def _socket_path(run, name):
     short = hashlib.sha256(os.fsencode(path)).hexdigest()[:16] + ".sock"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/") and len(os.fsencode(runtime)) < 60 and os.access(runtime, os.W_OK):
-        return os.path.join(_private_folder(os.path.join(runtime, "seamless")), short)
-    return os.path.join(_private_folder("/tmp/seamless-%d" % os.geteuid()), short)
+        return os.path.join(private_folder(os.path.join(runtime, "seamless")), short)
+    return os.path.join(private_folder("/tmp/seamless-%d" % os.geteuid()), short)
+
+
+def service_name(key, matters):
+    """The key, ``-`` and eight hexadecimal digits that change with anything that ``matters`` to who uses the service."""
+    digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode("utf-8")).hexdigest()
+    return "%s-%s" % (re.sub(r"[^A-Za-z0-9._-]", "_", key)[:200], digest[:8])
 
 
 def read_record(run, name):
@@ -231,7 +246,8 @@ class Start:
     """The start of one service: ``begin``, then ``poll`` until it is not None, or ``abandon``.
 
     ``request``: name, service, argv (of the program), args (of the service), env (added to ours), unset (taken from it), secret
-    (hex, "" for none), idle_timeout_s, network_interface, port_range or None, and record (fields for the record).
+    (hex, "" for none), idle_timeout_s, network_interface, port_range or None, and record (fields for the record);
+    perhaps a note for its log, and a port that should be taken if it is free.
     With ``private`` the service ends when this process, or whoever holds ``child.stdin``, does.
     """
 
@@ -249,7 +265,7 @@ class Start:
         argv = request["argv"] + ["--status-file", os.path.join(self.run, self.name + ".json")]
         interface = request.get("network_interface")
         if request.get("port_range"):
-            argv += ["--host", interface or "127.0.0.1", "--port-range"] + [str(port) for port in request["port_range"]]
+            argv += ["--host", interface or "127.0.0.1"] + _ports(interface, request["port_range"], request.get("port"))
         else:
             interface = None
             record["socket"] = _socket_path(self.run, self.name)
@@ -263,6 +279,9 @@ class Start:
         self._end = time.monotonic() + START_S
         with open(self._new_log(), "ab") as log:
             self.offset = log.tell()
+            if request.get("note"):
+                log.write(("%s INFO %s\n" % (time.strftime("%Y-%m-%d %H:%M:%S"), request["note"])).encode("utf-8"))
+                log.flush()
             try:
                 self.child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
                                               env=environment, start_new_session=True)
@@ -323,6 +342,17 @@ class Start:
         _remove(self.log)
 
 
+def _ports(interface, port_range, wanted):
+    """Where to listen: on the port ``wanted``, so that clients find the service again, if that is free."""
+    if wanted is not None and port_range[0] <= wanted <= port_range[1]:
+        where = interface or "127.0.0.1"
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((where, wanted))
+            return ["--port", str(wanted)]
+    return ["--port-range"] + [str(port) for port in port_range]
+
+
 def tail(path, offset=0, n_bytes=8192):
     """The end of the log, as far as it was written after ``offset``."""
     with open(path, "rb") as file:
@@ -368,9 +398,9 @@ def _attempt(start, step, results):
     try:
         record = step()
         results[start.name] = record and dict(record, started=True)
-    except HostError as exc:
+    except (HostError, OSError) as exc:
         start.abandon()
-        results[start.name] = {"name": start.name, "error": str(exc)}
+        results[start.name] = {"name": start.name, "error": str(exc) if isinstance(exc, HostError) else disk_trouble(exc, start.run)}
 
 
 # --- looking and stopping -----------------------------------------------------------------------------------
@@ -429,22 +459,3 @@ def logs(which):
     paths = [os.path.join(run, name + ".log") for name in _names(run, ".log") if _matches(name, which)]
     return tail(max(paths, key=os.path.getmtime), n_bytes=1 << 20) if paths else None
 
-
-ACTIONS = {"ensure": ensure, "services": services, "stop": stop, "logs": logs}
-
-
-def main():
-    """One request on standard input, one line on standard output."""
-    try:
-        arguments = json.loads(sys.stdin.readline())
-        answer = {"ok": ACTIONS[arguments.pop("action")](**arguments)}
-    except HostError as exc:
-        answer = {"error": str(exc)}
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        answer = {"error": "the request to the host is not understood: %s: %s" % (type(exc).__name__, exc)}
-    print(json.dumps(answer))
-    return 0 if "ok" in answer else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

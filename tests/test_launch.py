@@ -16,7 +16,8 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODULES = "errors httpwire httpmessage statusfile signing httpbase httpclient hostside launch processes"
+MODULES = ("errors httpwire httpmessage statusfile signing httpbase httpclient processes hostside hostpython hostsource hostagent "
+           "hosts shipping launch")
 PACKAGE = "carried under.another_name".replace(" ", "_")
 ECHO = textwrap.dedent('''
     """A service for the tests: says its arguments, and can be made to fail in several ways."""
@@ -162,7 +163,7 @@ def test_the_service_gets_the_users_environment_and_finds_the_package(launch, ch
 
 
 def test_an_installed_package_is_not_put_before_the_standard_library(launch, monkeypatch):
-    monkeypatch.setattr(launch, "__file__", "/usr/lib/python3/site-packages/carried_under/another_name/launch.py")
+    monkeypatch.setattr(launch.shipping, "__file__", "/usr/lib/python3/site-packages/carried_under/another_name/shipping.py")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert launch._environment() == {}
 
@@ -397,10 +398,64 @@ def test_a_run_folder_that_is_open_is_closed_and_one_of_somebody_else_refused(la
         os.chown(run, 0, -1)
 
 
-def test_another_host_is_refused_with_the_cure(launch):
-    with pytest.raises(launch.ConfigurationError, match="hostname: localhost"):
-        launch.ensure(spec(launch, host="cluster.example.org"))
-    assert launch.ensure(spec(launch, host="localhost")).started
+def test_a_module_that_is_needed_and_missing_is_one_sentence_that_names_the_extra(launch):
+    with pytest.raises(launch.ConfigurationError, match=r"the echo needs no_such_module, .* pip install 'seamless_lite\[dask\]', or name"):
+        launch.ensure(spec(launch, needs=("json", "no_such_module")))
+    assert launch.ensure(spec(launch, needs=("json",))).started
+
+
+def test_without_a_tunnel_a_service_needs_a_port_that_others_see(launch):
+    place = launch.Place(ssh="nowhere.example", hostname="its.name", tunnel=False)
+    for fields in ({}, {"port_range": (20000, 40000)}, {"port_range": (20000, 40000), "network_interface": "127.0.0.1"}):
+        with pytest.raises(launch.ConfigurationError, match="the echo on its.name cannot be reached without a tunnel"):
+            launch.ensure(spec(launch, place=place, **fields))
+
+
+def test_a_port_that_is_wanted_and_free_is_taken(launch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert launch.hostside._ports(None, (port, port + 5), port) == ["--port-range", str(port), str(port + 5)]
+    assert launch.hostside._ports("127.0.0.1", (port, port + 5), port) == ["--port", str(port)]
+    assert launch.hostside._ports(None, (port + 1, port + 5), port) == ["--port-range", str(port + 1), str(port + 5)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A virtual environment with nothing in it; its bin folder."""
+    folder = tmp_path_factory.mktemp("its environment") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    return folder / "bin"
+
+
+def test_a_python_that_is_named_is_used_on_this_machine(launch, environment, home):
+    place = launch.Place(python=str(environment / "python3"))
+    first, second = launch.ensure(spec(launch, "a", place=place)), launch.ensure(spec(launch, "a", place=place))
+    assert first.started and not second.started and (first.pid, first.address, first.secret) == (second.pid, second.address, second.secret)
+    assert launch.ensure(spec(launch, "a")).pid != first.pid
+    known = info(launch, first)
+    (folder,) = (path for path in (home / ".seamless" / "dist").iterdir() if path.is_dir())
+    assert str(folder) in known["path"] and any(path.startswith(str(environment.parent)) for path in known["path"])
+    assert first.mend is None and first.forward("tls://1.2.3.4:5") == "tls://1.2.3.4:5"
+    assert "uses Python %s" % (environment / "python3") in launch.logs(first.name)
+
+
+def test_a_python_that_is_named_and_missing_or_too_little_is_one_sentence(launch, environment):
+    with pytest.raises(launch.ServiceError, match="'python: /no/python': there is no such interpreter on .*: /no/python does not exist"):
+        launch.ensure(spec(launch, place=launch.Place(python="/no/python")))
+    with pytest.raises(launch.ServiceError, match=r"python3 .* is without no_such_module"):
+        launch.ensure(spec(launch, needs=("no_such_module",), place=launch.Place(python=str(environment / "python3"))))
+    with pytest.raises(launch.ServiceError, match="conda environment nosuchenvironment"):
+        launch.ensure(spec(launch, place=launch.Place(conda="nosuchenvironment")))
+
+
+def test_services_of_two_pythons_are_started_together_and_come_back_in_order(launch, environment):
+    place = launch.Place(python=str(environment / "python3"))
+    found = launch.ensure_all([spec(launch, key="echo-%d" % n, place=place if n % 2 else launch.HERE) for n in range(4)])
+    assert [connection.key for connection in found] == ["echo-%d" % n for n in range(4)]
+    assert [connection.place == place for connection in found] == [False, True, False, True]
+    assert [record["key"] for record in launch.far(place, "services")] == ["echo-%d" % n for n in range(4)]
+    with pytest.raises(launch.ServiceError, match="exit code 7"):
+        launch.ensure_all([spec(launch), spec(launch, "--die", place=place)])
 
 
 def test_a_private_service_ends_with_its_owner_or_when_it_is_closed(launch, checkout, home):
@@ -431,24 +486,3 @@ def test_old_logs_are_removed(launch, home):
     os.utime(log, (time.time() - 8 * 86400,) * 2)
     launch.services()
     assert not log.exists()
-
-
-def test_the_host_side_runs_as_a_program_on_the_oldest_python_there_is(launch, checkout):
-    path = checkout.joinpath(*PACKAGE.split(".")) / "hostside.py"
-    pythons = ["python3.%d" % n for n in range(6, 14) if shutil.which("python3.%d" % n)] + [sys.executable]
-    oldest = next(python for python in pythons if subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0)
-    request = launch._request(spec(launch), b"x" * 32)
-
-    def call(text):
-        done = subprocess.run([oldest, str(path)], input=text.encode(), stdout=subprocess.PIPE, timeout=60)
-        return done.returncode, json.loads(done.stdout)
-    code, answer = call(json.dumps({"action": "ensure", "requests": [request]}))
-    assert code == 0 and answer["ok"][0]["started"] is True and answer["ok"][0]["status"] == "running"
-    assert launch._connection(answer["ok"][0], request).pid == answer["ok"][0]["pid"]
-    assert call('{"action": "ensure", "requests": [%s]}' % json.dumps(request))[1]["ok"][0]["started"] is False
-    assert [record["key"] for record in call('{"action": "services"}')[1]["ok"]] == ["echo-test"]
-    assert call('{"action": "stop", "which": "echo-test"}') == (0, {"ok": [request["name"]]})
-    assert "echo listens" in call('{"action": "logs", "which": "echo-test"}')[1]["ok"]
-    for garbage in ("", "[]", "{}", '{"action": "x"}', '{"action": "stop"}'):
-        code, answer = call(garbage)
-        assert code == 1 and "not understood" in answer["error"]
