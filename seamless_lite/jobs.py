@@ -7,31 +7,24 @@ its row is committed.  What ended is remembered for ten minutes at least, as lon
 results are found in the table.  A job that failed runs again when it is asked for again; whoever merely
 repeats a request (the same ``token``) gets what the first one got.
 """
-import base64
 import collections
 import json
-import logging
-import os
 import threading
 import time
 import typing as _t
-from queue import Empty, SimpleQueue
 
 from .checksum import Checksum
 from .errors import JobCancelledError, SeamlessError, ServiceError, error_to_dict
-from .pool import WorkerPool, remove_file
-from .record import cached_outcome, minimal_record
+from .record import cached_outcome
+from .recorder import Ended, Recorder
 from .stores import Stores
 from .transformation import Job, Meta
 
 REMEMBER_S = 600.0          # what ended, and clients that do not call, are remembered so long ...
 REMEMBER_BYTES = 64 << 20   # ... or until all that is remembered is bigger than this
-LOG_PIECE = 1 << 20
 LOOK_S = 0.5                # how often a request that waits looks whether the server is stopping
-_COLLECT_S = 0.005          # so long a commit waits for more, if much is to come
 _KILL_S = 10.0
-_BATCH = 1000
-log = logging.getLogger(__name__)
+_FIRST = 16
 
 
 class Asker(_t.NamedTuple):
@@ -44,15 +37,14 @@ class Asker(_t.NamedTuple):
 
 class Entry:
     """What is known of a job.  ``outcome`` is None until it has ended and is recorded."""
-    __slots__ = ("id", "outcome", "askers", "waiters", "children", "log", "ended_s", "size", "scratch", "keep", "doomed")
+    __slots__ = ("id", "outcome", "askers", "waiters", "log", "ended_s", "size", "scratch", "keep", "doomed")
 
     def __init__(self, id: str, asker: Asker, scratch: bool):
         self.id, self.askers = id, (asker,)
         self.scratch, self.keep = scratch, not scratch      # somebody wants the result to be kept
         self.outcome: _t.Optional[dict] = None
         self.waiters: _t.Tuple["_Waiter", ...] = ()
-        self.children: _t.Optional[_t.Set[str]] = None      # the jobs that this one asked for, if any
-        self.log: _t.Optional[str] = None
+        self.log: _t.Any = None                 # what the pool calls its output, if there is any
         self.ended_s = 0.0
         self.size = 0
         self.doomed = False                     # it is being killed
@@ -100,29 +92,28 @@ class _Client:
 
 
 class Jobs:
-    """``stores``: where buffers and results are; ``stopping``: set when nobody shall wait any more.
+    """``pool`` runs them: a ``WorkerPool``, or something with the same methods.  ``stores``: where buffers and results
+    are; ``stopping``: set when nobody shall wait any more.
 
-    ``mode`` and ``target`` are what execution records say about where a job ran.  Safe from several threads.
+    ``mode`` and ``target`` are what execution records say about where a job ran (``mode`` None: the pool
+    records).  Safe from several threads.
     """
 
-    def __init__(self, pool: WorkerPool, stores: Stores, stopping: threading.Event, mode: str, target: _t.Optional[str]):
+    def __init__(self, pool, stores: Stores, stopping: threading.Event, mode: _t.Optional[str], target: _t.Optional[str]):
         self.pool, self.stores, self.stopping = pool, stores, stopping
-        self._mode, self._target = mode, target
         self._lock = threading.Lock()
         self._entries: _t.Dict[str, Entry] = {}
         self._ended: "collections.deque[Entry]" = collections.deque()       # oldest first
         self._remembered = 0                    # bytes
+        self._children: _t.Dict[str, _t.Set[str]] = {}      # the jobs that a job which runs asked for
         self._orphans: _t.List[str] = []
         self._clients: _t.Dict[str, _Client] = {}
-        self._results: "SimpleQueue[_t.Optional[_t.Tuple[Entry, dict, _t.Optional[str]]]]" = SimpleQueue()
         self.in_flight = 0
-        self._recorder = threading.Thread(target=self._record, name="seamless-recorder", daemon=True)
-        self._recorder.start()
+        self._recorder = Recorder(stores, mode, target, self._tell, lambda: self.in_flight > self.pool.workers + 1)
 
     def close(self) -> None:
         """Record what has ended; the pool must be closed."""
-        self._results.put(None)
-        self._recorder.join()
+        self._recorder.close()
 
     # --- asking for jobs ------------------------------------------------------------------------------
 
@@ -141,14 +132,15 @@ class Jobs:
             entries = [entry for entry in (self._join(id, asker, data) for id, data in wanted.items()) if entry is not None]
         for entry in entries:
             del wanted[entry.id]
-        prepared = self._prepare(wanted, broken) if wanted else []
         with self._lock:
             self._client(asker.client)
-            entries += [self._join(new.id, asker, wanted[new.id]) or self._enter(new, asker) for new in prepared]
-            parent = self._entries.get(asker.parent or "")
-            if parent is not None:
-                parent.children = parent.children or set()
-                parent.children.update(entry.id for entry in entries)
+        for piece in _pieces(wanted):
+            prepared = self._prepare(piece, broken)
+            with self._lock:
+                entries += [self._join(new.id, asker, piece[new.id]) or self._enter(new, asker) for new in prepared]
+        with self._lock:
+            if asker.parent is not None and self._lives(asker.parent):
+                self._children.setdefault(asker.parent, set()).update(entry.id for entry in entries)
             self._forget()
         for entry in list(entries) if asker.parent is not None else ():
             try:
@@ -198,10 +190,10 @@ class Jobs:
             return entry
         self.in_flight += 1
         try:
-            self.pool.submit(new.id, new.payload, lambda outcome, log: self._results.put((entry, outcome, log)),
+            self.pool.submit(new.id, new.payload, lambda outcome, log: self._recorder.put(entry, outcome, log),
                              timeout_s=new.meta.timeout_s, parent=asker.parent)
         except ServiceError as exc:
-            self._results.put((entry, {"error": error_to_dict(exc)}, None))
+            self._recorder.put(entry, {"error": error_to_dict(exc)}, None)
         return entry
 
     def wait(self, entries: _t.List[Entry], timeout_s: float, parent: _t.Optional[str] = None) -> bool:
@@ -225,51 +217,43 @@ class Jobs:
 
     # --- what has ended -------------------------------------------------------------------------------
 
-    def _record(self) -> None:
-        """The recording thread: one commit for all that ended while the last one was made."""
-        going = True
-        while going:
-            batch = [self._results.get()]
-            if self.in_flight > self.pool.workers + 1:
-                time.sleep(_COLLECT_S)      # many are queued: rather fewer commits than each at once
-            while len(batch) < _BATCH:
-                try:
-                    batch.append(self._results.get_nowait())
-                except Empty:
-                    break
-            going = None not in batch
-            ended = [item for item in batch if item is not None]
-            try:
-                self._commit(ended)
-            except Exception as exc:        # whatever it is: who waits for these jobs must hear of it
-                log.exception("%d results could not be recorded", len(ended))
-                error = SeamlessError("the job ran, but its result could not be recorded: %s" % exc)
-                ended = [(entry, outcome if "error" in outcome else {"error": error_to_dict(error)}, path)
-                         for entry, outcome, path in ended]
+    def _tell(self, ended: _t.List[Ended]) -> None:
+        """What the recorder calls."""
+        with self._lock:
+            for entry, outcome, output in ended:
+                self.in_flight -= 1
+                self._end(entry, outcome, output)
+            self._forget()
+        self._cancel_orphans()
+
+    def parent_ended(self, id: str, failed: bool) -> None:
+        """A job that asked for others has ended; if it failed, those that nobody else wants are cancelled."""
+        with self._lock:
+            self._leave(id, failed)
+        self._cancel_orphans()
+
+    def _lives(self, id: str) -> bool:
+        """Whether this job, which asks for others, has not ended."""
+        entry = self._entries.get(id)
+        return entry is not None and entry.outcome is None or self.pool.state(id) is not None
+
+    def _leave(self, id: str, failed: bool) -> None:
+        """``parent_ended``.  The lock is held; orphans are only noted."""
+        children = self._children.pop(id, ()) if self._children else ()
+        if failed:
+            self._orphans += [child for child in children if self._withdraw(child, lambda asker: asker.parent == id)]
+
+    def _cancel_orphans(self) -> None:
+        if self._orphans:
             with self._lock:
-                for entry, outcome, path in ended:
-                    self.in_flight -= 1
-                    self._end(entry, outcome, path)
-                self._forget()
                 orphans, self._orphans = self._orphans, []
             for id in orphans:
                 self.pool.cancel(id)
 
-    def _commit(self, ended) -> None:
-        rows = []
-        for entry, outcome, _ in ended:
-            result = outcome.get("result")
-            if result is not None:
-                if entry.scratch and entry.keep and "buffer" in outcome:
-                    self.stores.buffers.put(base64.b64decode(outcome["buffer"]))
-                rows.append((entry.id, result, minimal_record(entry.id, result, outcome.get("runtime", {}),
-                                                              self._mode, self._target)))
-        if rows:
-            self.stores.results.put_many(rows)
-
-    def _end(self, entry: Entry, outcome: dict, path: _t.Optional[str]) -> None:
+    def _end(self, entry: Entry, outcome: dict, output) -> None:
         """Publish an outcome.  The lock is held."""
-        entry.outcome, entry.log, entry.ended_s, entry.size = outcome, path, time.monotonic(), _size(outcome)
+        entry.outcome, entry.log, entry.ended_s, entry.size = outcome, output, time.monotonic(), _size(outcome)
+        entry.size += len(output) if isinstance(output, bytes) else 0
         self._remembered += entry.size
         self._ended.append(entry)
         for waiter in entry.waiters:
@@ -280,8 +264,7 @@ class Jobs:
         if not outcome.get("cached"):       # else it is told by the answer to the request that asked
             for name in {asker.client for asker in entry.askers if asker.told}:
                 self._client(name).tell(entry.id, outcome, can_be_read="result" in outcome and entry.keep)
-        if "error" in outcome:
-            self._orphans += [id for id in entry.children or () if self._withdraw(id, lambda asker: asker.parent == entry.id)]
+        self._leave(entry.id, "error" in outcome)
 
     def _forget(self) -> None:
         """Drop what is old, and what is too much.  The lock is held."""
@@ -292,7 +275,7 @@ class Jobs:
             if self._entries.get(entry.id) is entry:
                 del self._entries[entry.id]
             if entry.log is not None:
-                remove_file(entry.log)
+                self.pool.remove_log(entry.log)
         while self._clients:
             name, client = next(iter(self._clients.items()))        # the one that has not called for longest
             if client.seen_s > old:
@@ -337,8 +320,9 @@ class Jobs:
             else:
                 unknown.append(id)
         known = self._look_up(dict.fromkeys(unknown)) if unknown else {}
-        for id in unknown:
-            found[id] = {"state": "done", "outcome": known[id]} if id in known else {"state": "unknown"}
+        for id in unknown:      # the pool may know it if another job asked for it, on another host
+            found[id] = ({"state": "done", "outcome": known[id]} if id in known
+                         else {"state": self.pool.state(id) or "unknown"})
         return found
 
     def logs(self, id: str, offset: int, timeout_s: float) -> _t.Tuple[int, bytes, bool]:
@@ -346,9 +330,9 @@ class Jobs:
         end, pause = time.monotonic() + timeout_s, 0.01
         while True:
             entry = self._entries.get(id)
-            ended = entry is None or entry.outcome is not None
-            path = entry.log if entry is not None and ended else self.pool.log_path(id)
-            offset, data, size = _read_log(path, offset)
+            ended = entry.outcome is not None if entry is not None else self.pool.state(id) is None
+            output = entry.log if entry is not None and ended else self.pool.log_path(id)
+            offset, data, size = self.pool.read_log(output, offset)
             done = ended and offset >= size
             if data or done or self.stopping.is_set() or time.monotonic() >= end:
                 return offset, data, done
@@ -381,25 +365,18 @@ class Jobs:
         return False
 
 
+def _pieces(jobs: _t.Mapping[str, dict]) -> _t.Iterator[_t.Dict[str, dict]]:
+    """``jobs`` in pieces, each bigger than the one before: the first ones begin while the others are being stored."""
+    items, begin, size = list(jobs.items()), 0, _FIRST
+    while begin < len(items):
+        yield dict(items[begin:begin + size])
+        begin, size = begin + size, size * 4
+
+
 def _state(outcome: dict) -> str:
     if "error" not in outcome:
         return "done"
     return "canceled" if outcome["error"].get("kind") == "JobCancelledError" else "failed"
-
-
-def _read_log(path: _t.Optional[str], offset: int) -> _t.Tuple[int, bytes, int]:
-    """(new offset, data from ``offset`` on, size); a log that is shorter was begun anew."""
-    if path is None:
-        return offset, b"", 0
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = offset if offset <= size else 0
-            file.seek(start)
-            data = file.read(LOG_PIECE)
-            return start + len(data), data, size
-    except OSError:                         # removed: nothing more will come
-        return offset, b"", 0
 
 
 def _size(outcome: dict) -> int:

@@ -34,46 +34,23 @@ REQUEST_BYTES = 1 << 30     # a job may have a megabyte of buffers, and a reques
 _SOCKET_BYTES = 90
 
 
-class JobServer(Service):
-    """``stores``: where buffers and results are; ``spec``: how a worker opens them (with ``stores_secret``).
+class JobService(Service):
+    """The routes, over the jobs that ``pool`` runs, whatever it is.
 
-    ``mode`` and ``target`` are what execution records say about where a job ran, ``record`` whether Seamless
-    1.x clients must ask for full ones; ``command`` starts a worker.
+    ``mode`` and ``target`` are what execution records say about where a job ran (``mode`` None: the pool records),
+    ``record`` whether Seamless 1.x clients must ask for full ones.
     """
     name = "jobserver"
 
-    def __init__(self, workers: int, stores: Stores, spec: dict, stores_secret: _t.Optional[bytes] = None,
-                 mode: str = "remote", target: _t.Optional[str] = "jobserver", record: bool = False,
-                 command: _t.Optional[_t.Sequence[str]] = None):
+    def __init__(self, pool, stores: Stores, mode: _t.Optional[str] = "remote", target: _t.Optional[str] = "jobserver",
+                 record: bool = False):
         super().__init__()
-        secret = os.urandom(32)
-        hello = {"stores": spec, "stores_secret": _base64(stores_secret), "secret": _base64(secret)}
-        self._inner: _t.List[Running] = []
-        self._inner_lock = threading.Lock()
-        self.pool = WorkerPool(workers, lambda: {**hello, "address": self._inner[0].address}, command,
-                               look_after=lambda: self._listen_to_workers(secret))
-        self.jobs = Jobs(self.pool, stores, self.stopping, mode, target)
+        self.pool = pool
+        self.jobs = Jobs(pool, stores, self.stopping, mode, target)
         self.routes = [("POST", re.compile("/" + name), handler) for name, handler in (
             ("jobs", self._jobs), ("wait", self._wait), ("status", self._status), ("logs", self._logs),
             ("cancel", self._cancel))]
-        try:
-            self._listen_to_workers(secret)
-        except BaseException:
-            self.pool.close()
-            raise
         self.routes += Compat(self.jobs, record).routes
-        self.pool.prestart()
-
-    def _listen_to_workers(self, secret: bytes) -> None:
-        """Listen for workers, unless we do; again, at the same address, if somebody removed the socket."""
-        path = os.path.join(self.pool.folder, "socket")
-        is_unix = len(path) < _SOCKET_BYTES
-        with self._inner_lock:
-            if self._inner and (not is_unix or os.path.exists(path)):
-                return
-            inner = Service()
-            inner.name, inner.routes, inner.stopping = "jobserver-for-workers", self.routes, self.stopping
-            self._inner.append(start(inner, Listen(path) if is_unix else Listen(None, "127.0.0.1", 0), secret=secret))
 
     def busy(self) -> bool:
         """True while there are jobs."""
@@ -81,14 +58,12 @@ class JobServer(Service):
 
     def info(self) -> dict:
         """Numbers for people."""
-        return {"workers": self.pool.workers, "jobs": self.jobs.in_flight, "worker_pids": self.pool.pids()}
+        return {"workers": self.pool.workers, "jobs": self.jobs.in_flight}
 
     def close(self) -> None:
         """Kill all jobs; what has ended is recorded."""
         self.pool.close()
         self.jobs.close()
-        for inner in self._inner:
-            inner.stop()
         self.jobs.stores.close()
 
     def _jobs(self, request: Request):
@@ -118,6 +93,68 @@ class JobServer(Service):
     def _cancel(self, request: Request):
         body = _object(request)
         return {"states": self.jobs.cancel(_ids(body), _text(body, "client"), bool(body.get("force")))}
+
+
+class Workers:
+    """A ``WorkerPool``, and the socket through which its processes reach ``service`` (set it before the first job).
+
+    ``spec``: how a worker opens the stores (with ``stores_secret``); ``command`` starts a worker.
+    """
+
+    def __init__(self, workers: int, spec: dict, stores_secret: _t.Optional[bytes] = None,
+                 command: _t.Optional[_t.Sequence[str]] = None):
+        self.service: _t.Optional[JobService] = None
+        self._secret = os.urandom(32)
+        self._inner: _t.List[Running] = []
+        self._lock = threading.Lock()
+        hello = {"stores": spec, "stores_secret": _base64(stores_secret), "secret": _base64(self._secret)}
+        self.pool = WorkerPool(workers, lambda: {**hello, "address": self._inner[0].address}, command, look_after=self._listen)
+
+    def begin(self, service: JobService) -> None:
+        """Answer the workers from now on, and start the first one.  Raises ``ServiceError``."""
+        self.service = service
+        try:
+            self._listen()
+        except BaseException:
+            self.pool.close()
+            raise
+        self.pool.prestart()
+
+    def _listen(self) -> None:
+        """Listen for workers, unless we do; again, at the same address, if somebody removed the socket."""
+        path = os.path.join(self.pool.folder, "socket")
+        is_unix = len(path) < _SOCKET_BYTES
+        with self._lock:
+            if self._inner and (not is_unix or os.path.exists(path)):
+                return
+            inner = Service()
+            inner.name, inner.routes, inner.stopping = "jobserver-for-workers", self.service.routes, self.service.stopping
+            self._inner.append(start(inner, Listen(path) if is_unix else Listen(None, "127.0.0.1", 0), secret=self._secret))
+
+    def stop(self) -> None:
+        """Answer no more."""
+        for inner in self._inner:
+            inner.stop()
+
+
+class JobServer(JobService):
+    """The jobserver: ``workers`` worker processes of its own, and ``stores``, which they open as ``spec`` says."""
+
+    def __init__(self, workers: int, stores: Stores, spec: dict, stores_secret: _t.Optional[bytes] = None,
+                 mode: str = "remote", target: _t.Optional[str] = "jobserver", record: bool = False,
+                 command: _t.Optional[_t.Sequence[str]] = None):
+        self._workers = Workers(workers, spec, stores_secret, command)
+        super().__init__(self._workers.pool, stores, mode, target, record)
+        self._workers.begin(self)
+
+    def info(self) -> dict:
+        """Numbers for people."""
+        return {**super().info(), "worker_pids": self.pool.pids()}
+
+    def close(self) -> None:
+        """Kill all jobs and workers; what has ended is recorded."""
+        super().close()
+        self._workers.stop()
 
 
 def _base64(data: _t.Optional[bytes]) -> str:
@@ -154,27 +191,35 @@ def _ids(body: dict) -> _t.List[str]:
 
 # --- the program --------------------------------------------------------------------------------------
 
-def make_service(args) -> JobServer:
-    """The service that the command line describes.  Raises ``ConfigurationError`` or ``ServiceError``."""
-    parameters = await_status(args.status_file).get("parameters") or {}
+def stores_of(args, parameters: dict) -> _t.Tuple[dict, _t.Optional[bytes]]:
+    """Where the stores are, as command line or status file say; and the secret to use them.  Raises ``ConfigurationError``."""
     try:
         spec = json.loads(args.stores) if args.stores else parameters.get("stores") or stores_of_parameters(parameters)
         if not isinstance(spec, dict):
             raise TypeError("not an object")
         addresses = [part.get("address") for part in (spec.get("buffers") or {}, spec.get("results") or {}) if part.get("auth", True)]
     except (ValueError, TypeError, LookupError, AttributeError) as exc:
-        raise ConfigurationError("the jobserver cannot understand where its stores are (--stores, or 'parameters' in "
-                                 "the status file): %s" % exc) from None
+        raise ConfigurationError("it cannot be understood where the stores are (--stores, or 'parameters' in the status file): %s"
+                                 % exc) from None
     if not any((spec.get("buffers") or {}).get(key) for key in ("directory", "address")):
-        raise ConfigurationError("the jobserver does not know where to keep buffers: give --stores, or 'stores' in the "
-                                 "'parameters' of the status file")
-    secret = load_secret(args.secret_file) if any(addresses) else None
+        raise ConfigurationError("it is not known where to keep buffers: give --stores, or 'stores' in the 'parameters' of the status file")
+    for part, key in (("buffers", "directory"), ("results", "file")):
+        if (spec.get(part) or {}).get(key):
+            spec[part] = {**spec[part], key: os.path.expanduser(spec[part][key])}
+    return spec, load_secret(args.secret_file) if any(addresses) else None
+
+
+def make_service(args) -> JobServer:
+    """The service that the command line describes.  Raises ``ConfigurationError`` or ``ServiceError``."""
+    parameters = await_status(args.status_file).get("parameters") or {}
+    spec, secret = stores_of(args, parameters)
     private = args.exit_with_stdin
     return JobServer(args.workers or usable_cpus(), open_stores(spec, secret), spec, secret, "spawn" if private else "remote",
                      None if private else "jobserver", bool(parameters.get("record")))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For ``argparse``: a whole number of 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
@@ -184,7 +229,7 @@ def _positive(text: str) -> int:
 def main(argv: _t.Optional[_t.List[str]] = None) -> int:
     """The program ``seamless-jobserver``; returns its exit code."""
     parser = argparse.ArgumentParser(prog="seamless-jobserver", description="Run transformations in worker processes.")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: the usable CPUs)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="worker processes (default: the usable CPUs)")
     parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says)")
     service_arguments(parser)
     return run_service(make_service, parser.parse_args(argv))

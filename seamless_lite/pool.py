@@ -12,7 +12,6 @@ its process with all that it started, so that it costs exactly that job.
 A job and an outcome are JSON here; what they mean is not the pool's business.
 """
 import collections
-import contextlib
 import json
 import logging
 import os
@@ -27,11 +26,11 @@ import time
 import typing as _t
 from queue import SimpleQueue
 
+from . import leftovers
 from .errors import DeadlineError, JobCancelledError, SeamlessError, ServiceError, WorkerDiedError, error_to_dict
+from .joblog import read_log, remove_file, tail
 from .processes import MARK, describe_exit, kill_family, receive_message, send_message
 
-#: So much of the end of a job's output goes into its outcome.
-TAIL_BYTES = 1 << 16
 LOG_BYTES = 1 << 30         # the output of a running job is begun anew on disk when it is bigger than this
 _PACKAGE = __package__
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -42,33 +41,15 @@ _LOOK_S = 1.0               # a forked child may hold a dead worker's connection
 log = logging.getLogger(__name__)
 
 
-def tail(path: _t.Optional[str], n: int = TAIL_BYTES) -> str:
-    """The last ``n`` bytes of a job's output as text; "" if there is no file."""
-    if path is None:
-        return ""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - n))
-            return file.read(n).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def remove_file(path: str) -> None:
-    """Remove a file; somebody may have done so already."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
 class _Task:
-    """One job.  ``state``: queued, running, waiting (for another), resuming (wants a slot again) or done."""
+    """One job.  ``state``: queued, running, waiting (for another), resuming (wants a slot again), done, or elsewhere."""
     __slots__ = ("id", "payload", "done", "timeout_s", "depth", "state", "deaths", "worker", "cancelled", "log",
                  "waits", "parents")
 
     def __init__(self, id, payload, done, timeout_s):
         self.id, self.payload, self.done, self.timeout_s = id, payload, done, timeout_s
         self.depth, self.deaths, self.state = 0, 0, "queued"
-        self.cancelled = False
+        self.cancelled: _t.Optional[SeamlessError] = None
         self.worker: _t.Optional[_Worker] = None
         self.log: _t.Optional[str] = None
         self.waits: _t.Optional[_t.Set[_Task]] = None       # the jobs that this one waits for, if any
@@ -115,7 +96,9 @@ class WorkerPool:
         self.workers = workers
         self._hello, self._look_after = hello, look_after
         self._command = list(command or [sys.executable, "-c", _BOOT, _ROOT, _PACKAGE + ".worker"])
+        leftovers.sweep(folder)
         self.folder = tempfile.mkdtemp(prefix="seamless-jobs-", dir=folder)
+        self._hold = leftovers.hold(self.folder)
         self._changed = threading.Condition()       # its lock guards everything below
         self._tasks: _t.Dict[str, _Task] = {}
         self._queues: _t.Dict[int, "collections.deque[_Task]"] = {}
@@ -129,8 +112,8 @@ class WorkerPool:
     # --- asked from outside ---------------------------------------------------------------------------
 
     def submit(self, id: str, payload: bytes, done: _t.Callable[[dict, _t.Optional[str]], None],
-               timeout_s: _t.Optional[float] = None, parent: _t.Optional[str] = None) -> None:
-        """Queue a job, before all others if it comes from the job ``parent``.
+               timeout_s: _t.Optional[float] = None, parent: _t.Optional[str] = None, depth: int = 0) -> None:
+        """Queue a job, before all others if it comes from the job ``parent``; or before those with less ``depth``.
 
         ``done(outcome, log)`` is called once, from another thread, when it has ended; ``log`` is the path of
         its output, which is now the caller's to remove, or None if it printed nothing.
@@ -140,7 +123,8 @@ class WorkerPool:
             if self._closed:
                 raise ServiceError("job %s was refused: the jobserver is stopping" % id)
             if parent in self._tasks:
-                task.depth = self._tasks[parent].depth + 1
+                depth = self._tasks[parent].depth + 1
+            task.depth = depth
             self._tasks[id] = task
             self._enqueue(task)
             self._dispatch()
@@ -180,19 +164,38 @@ class WorkerPool:
             waiting.state = "waiting"
             self._dispatch()
 
+    def expect(self, id: str) -> None:
+        """From now on jobs may wait for ``id``, which runs elsewhere; until it has ``arrived``."""
+        with self._changed:
+            task = self._tasks[id] = _Task(id, b"", None, None)
+            task.state = "elsewhere"
+
+    def arrived(self, id: str) -> None:
+        """What runs elsewhere has ended: the jobs that wait for it want their slots back."""
+        with self._changed:
+            task = self._tasks.get(id)
+            if task is not None and task.state == "elsewhere":
+                self._forget(task)
+                self._dispatch()
+
     def resumed(self, id: str, timeout_s: float) -> bool:
         """Wait until job ``id``, if it wants its slot back, has it; False after ``timeout_s``."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._closed or id not in self._tasks or self._tasks[id].state != "resuming", timeout_s)
 
-    def cancel(self, id: str) -> bool:
-        """Kill a job, or take it out of the queue; False if it is not here."""
+    def waits(self) -> _t.List[_t.Tuple[str, str]]:
+        """(job, the job that it waits for), all of them."""
+        with self._changed:
+            return [(task.id, other.id) for task in self._tasks.values() for other in task.waits or ()]
+
+    def cancel(self, id: str, error: _t.Optional[SeamlessError] = None) -> bool:
+        """Kill a job, or take it out of the queue; False if it is not here.  ``error``: what its outcome shall be."""
         with self._changed:
             task = self._tasks.get(id)
             if task is None:
                 return False
-            task.cancelled = True
+            task.cancelled = error or JobCancelledError("job %s was cancelled" % id)
             worker, child = task.worker, None
             if worker is None:
                 self._forget(task)
@@ -215,6 +218,9 @@ class WorkerPool:
         task = self._tasks.get(id)
         return task.log if task is not None else None
 
+    read_log = staticmethod(read_log)
+    remove_log = staticmethod(remove_file)
+
     def busy(self) -> bool:
         """True if there is any job."""
         return bool(self._tasks)
@@ -230,7 +236,7 @@ class WorkerPool:
             if self._closed:
                 return
             self._closed = True
-            queued = [task for task in self._tasks.values() if task.worker is None]
+            queued = [task for task in self._tasks.values() if task.worker is None and task.state != "elsewhere"]
             for task in queued:
                 self._forget(task)
             workers = list(self._all)
@@ -247,6 +253,7 @@ class WorkerPool:
         for worker in workers:
             worker.thread.join(10)
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._hold)
 
     # --- the queue; the lock is held ------------------------------------------------------------------
 
@@ -396,7 +403,7 @@ class WorkerPool:
             how = "closed its connection"
         child.kill()
         if task.cancelled:
-            return _failure(JobCancelledError("job %s was cancelled" % task.id), tail(task.log))
+            return _failure(task.cancelled, tail(task.log))
         if self._closed:
             return _failure(ServiceError("job %s was killed: the jobserver was stopped" % task.id), tail(task.log))
         task.deaths += 1
@@ -415,7 +422,7 @@ class WorkerPool:
         with self._changed:
             task.worker = None              # from now on nobody kills the process because of this task
             if task.cancelled and (outcome is None or "error" not in outcome):
-                outcome = _failure(JobCancelledError("job %s was cancelled" % task.id), tail(path))
+                outcome = _failure(task.cancelled, tail(path))
             if task.state == "running":
                 self._running -= 1
             elif task.state == "resuming":

@@ -590,7 +590,7 @@ def unix_server(make_server, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr("tempfile.tempdir", folder)
         client = make_server(1)
-        assert client.server._inner[0].address.startswith("unix:")
+        assert client.server._workers._inner[0].address.startswith("unix:")
         yield client
         client.server.pool.close()
         assert not os.listdir(folder)

@@ -1,0 +1,255 @@
+"""The daskserver: a jobserver whose jobs run on a Dask cluster, which it starts and which ends with it.
+
+    jobserver's routes -> Jobs -> ``DaskPool`` -> Dask scheduler (here) -> Dask workers (``daskworker``) -> worker processes
+
+Clients speak the jobserver's protocol (see ``jobserver``) and need no Dask.  The cluster lives on this machine (``dasklocal``),
+or in jobs of SLURM or OAR (``daskqueue``).  Besides:
+
+    POST /dask    {} -> {"scheduler", "dashboard", "no_dashboard", "ca", "cert", "key"}     signed requests only
+    GET /info     also {"cluster": {"workers", "pending_jobs", "running_jobs", "reason", "waiting_tasks", "sentence"}, "dashboard"}
+
+Scheduler, workers and clients of the cluster know each other by a key pair that was made for it.
+"""
+import argparse
+import fcntl
+import glob
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import typing as _t
+
+from . import dasktls
+from .dasklocal import Local, free_ports
+from .daskstores import NodeStores
+from .errors import ConfigurationError
+from .httpbase import LOOPBACK, HttpError, Request, run_service, service_arguments
+from .jobserver import JobService, positive, stores_of
+from .signing import load_secret, seamless_home
+from .statusfile import await_status
+from .stores import Stores, open_stores
+
+PREFIX = "seamless-dask-"
+OWN = "seamless"            # the names of our own Dask clients begin with this
+#: Dask's settings, whatever its version: what waits waits at the scheduler; nothing is spilled; workers serve no pages; and
+#: no long memory of messages and transitions, each of which holds on to a task.
+SETTINGS = {"distributed.scheduler.worker-saturation": 1.1, "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.target": False, "distributed.worker.http.routes": [], "distributed.admin.tick.limit": "30s",
+            "distributed.admin.low-level-log-length": 50, "distributed.scheduler.transition-log-length": 50, "distributed.scheduler.events-log-length": 1000}
+#: Clients of Dask that are ours, or live in a worker, or are none.
+_NOT_FOREIGN = ("Client-" + OWN, "Client-worker", "fire-and-forget")
+_CONNECT_S = 30.0
+_LOOK_S = 2.0
+log = logging.getLogger(__name__)
+
+
+class DaskServer(JobService):
+    """``parameters``: those of the status file; ``spec``: where the stores are, with ``secret`` (None: stores of its own, which
+    end with it); ``label``: what a daskserver that is started again for the same purpose is called as well.
+
+    Raises ``ConfigurationError`` or ``ServiceError``.
+    """
+    name = "daskserver"
+
+    def __init__(self, parameters: _t.Mapping, spec: _t.Optional[dict], secret: _t.Optional[bytes], label: str):
+        import dask.config                  # Dask is not imported above, so that this module can say that it is missing
+        from .daskpool import DaskPool
+        from .daskworker import Plugin
+        from distributed import Client
+        self._folder = _PrivateFolder()
+        dask.config.set({"temporary-directory": self._folder.path})
+        self._managed: _t.Any = None
+        self._storage: _t.List[NodeStores] = []
+        try:
+            self._keys = dasktls.make_keys()
+            security = dasktls.security(self._keys)
+            self._managed = self._start(parameters, security, label)
+            spec = spec or self._folder.stores()
+            client = Client(self.cluster.scheduler_address, loop=self.cluster.loop, security=security, set_as_default=False,
+                            timeout=_CONNECT_S, name=OWN)
+            stores = open_stores(spec, secret)
+            plugin = Plugin(self._managed.slots, *self._stores_of_workers(parameters, spec, secret, stores))
+            pool = DaskPool(client, self.cluster.scheduler, self._managed, lambda: _register(client, plugin))
+            if not parameters.get("pure"):
+                pool.prepare()
+            super().__init__(pool, stores, None, None, bool(parameters.get("record")))
+        except BaseException:
+            self._end_cluster()
+            raise
+        self.routes.append(("POST", re.compile("/dask"), self._dask))
+        threading.Thread(target=self._watch, name="seamless-circles", daemon=True).start()
+
+    @property
+    def cluster(self):
+        """Dask's cluster object."""
+        return self._managed.cluster
+
+    def busy(self) -> bool:
+        """True while there are jobs, or clients of Dask that are not ours, or tasks of theirs."""
+        scheduler = self.cluster.scheduler
+        return (super().busy() or any(not name.startswith(_NOT_FOREIGN) for name in list(scheduler.clients))
+                or any(worker.processing for worker in list(scheduler.workers.values())))
+
+    def info(self) -> dict:
+        """Numbers for people."""
+        return {**super().info(), "cluster": self._managed.describe(), "dashboard": self._dashboard()}
+
+    def close(self) -> None:
+        """Kill all jobs and end the cluster."""
+        super().close()
+        self._end_cluster()
+
+    def _dask(self, request: Request):
+        """What a client of Dask needs.  Whoever has it may run programs as this user, so it takes a signature."""
+        request.read()
+        if request.digest is None:
+            raise HttpError(403, "the keys of the Dask cluster are given only to signed requests: remove 'auth: none' of the daskserver")
+        dashboard = self._dashboard()
+        return {**self._keys, "scheduler": self.cluster.scheduler_address, "dashboard": dashboard,
+                "no_dashboard": None if dashboard else "Dask's dashboard needs bokeh on %s: install it there with 'pip install bokeh'"
+                                                       % os.uname().nodename}
+
+    def _dashboard(self) -> _t.Optional[str]:
+        if importlib.util.find_spec("bokeh") is None:
+            return None
+        return "http://127.0.0.1:%d/%s/status" % (self.cluster.scheduler.http_server.port, self._token)
+
+    def _watch(self) -> None:
+        """Look for jobs on several workers that wait for each other.  (A job whose own chain of callers would close is
+        refused where it runs; but two that were begun independently may meet later.)"""
+        while not self.stopping.wait(_LOOK_S):
+            workers = [address for address, state in list(self.cluster.scheduler.workers.items()) if state.long_running]
+            if workers:
+                try:
+                    self.pool.end_circle(workers)
+                except Exception:           # workers come and go; the next look is soon
+                    log.info("the workers could not be asked what waits for what", exc_info=True)
+
+    def _start(self, parameters: _t.Mapping, security, label: str):
+        """The cluster: a ``dasklocal.Local`` or a ``daskqueue.Managed``."""
+        self._token = os.urandom(16).hex()
+        options = {"dashboard_address": "127.0.0.1:0", "http_prefix": "/" + self._token}
+        host, ports = parameters.get("network_interface"), parameters.get("ports")
+        if parameters.get("type") in (None, "local"):
+            return Local(parameters, security, host or "127.0.0.1", ports, options, self._folder.path)
+        from .daskqueue import make_cluster     # needs dask-jobqueue
+        folder = os.path.join(seamless_home(), "dask", label)
+        os.makedirs(folder, 0o700, exist_ok=True)
+        if ports:
+            options["port"] = next(free_ports(host or "0.0.0.0", ports))
+        return make_cluster(parameters, security=security, host=None if host in LOOPBACK else host, scheduler_options=options,
+                            environment={"PYTHONPATH": package_root()}, log_folder=folder, state_file=os.path.join(folder, "jobs.json"))
+
+    def _stores_of_workers(self, parameters: _t.Mapping, spec: dict, secret: _t.Optional[bytes], stores: Stores) -> _t.Tuple[dict, _t.Optional[bytes]]:
+        """How the workers open the stores: on other hosts, what this host would open directly is served from here."""
+        if parameters.get("type") in (None, "local"):
+            return spec, secret
+        host = re.sub(r"^\w+://|:\d+$", "", self.cluster.scheduler_address).strip("[]")
+        self._storage.append(NodeStores(stores, spec["buffers"].get("directory"), host, parameters.get("ports")))
+        return self._storage[0].spec, self._storage[0].secret
+
+    def _end_cluster(self) -> None:
+        if self._managed is not None:
+            self._managed.close()
+        for storage in self._storage:
+            storage.close()
+        self._folder.remove()
+
+
+def _register(client, plugin) -> None:
+    """Have all workers, also later ones, be ours."""
+    # Its name was another one before 2023.9.2.
+    register = getattr(client, "register_plugin", None) or client.register_worker_plugin
+    register(plugin, name=plugin.name)
+
+
+class _PrivateFolder:
+    """A folder for what the cluster puts on disk, removed at the end; what processes left that were killed is removed before."""
+
+    def __init__(self):
+        for path in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*")):
+            self._remove_dead(path)
+        self.path = tempfile.mkdtemp(prefix=PREFIX)
+        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @staticmethod
+    def _remove_dead(path: str) -> None:
+        try:
+            if os.lstat(path).st_uid != os.geteuid():
+                return
+            lock = os.open(os.path.join(path, "lock"), os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+        except OSError:                     # it is in use, or just being made or removed
+            pass
+
+    def stores(self) -> dict:
+        """Stores that end with the cluster."""
+        folder = os.path.join(self.path, "stores")
+        return {"buffers": {"directory": folder}, "results": {"file": os.path.join(folder, "seamless.db")}}
+
+    def remove(self) -> None:
+        """Remove it; may be called twice."""
+        if self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+def package_root() -> str:
+    """The folder, or the zip, from which this package is imported."""
+    root = os.path.dirname(os.path.abspath(__file__))
+    for _ in __package__.split("."):
+        root = os.path.dirname(root)
+    return root
+
+
+# --- the program --------------------------------------------------------------------------------------
+
+def _need_dask() -> None:
+    """Raises ``ConfigurationError`` if Dask is missing; else it is as it comes, whatever the user's own configuration says."""
+    try:
+        import dask.config
+        import distributed
+    except Exception as exc:                # also a configuration file of the user that Dask cannot read
+        missing = isinstance(exc, ImportError)
+        raise ConfigurationError("the daskserver needs dask and distributed in %s on %s%s" % (
+            sys.executable, os.uname().nodename, ": install them there with 'pip install seamless_lite[dask]'" if missing
+            else ", and importing them fails: %s" % exc)) from None
+    dask.config.refresh(paths=[], env={})
+    dask.config.set(SETTINGS)
+    log.info("dask %s, distributed %s", dask.__version__, distributed.__version__)
+
+
+def make_service(args) -> DaskServer:
+    """The service that the command line describes.  Raises ``ConfigurationError`` or ``ServiceError``."""
+    _need_dask()
+    parameters = await_status(args.status_file).get("parameters") or {}
+    if args.workers:
+        parameters = {**parameters, "workers": args.workers}
+    spec, secret = None, None
+    if args.stores or not parameters.get("pure"):
+        spec, secret = stores_of(args, parameters)
+    label = os.path.splitext(os.path.basename(args.status_file))[0] if args.status_file else "by-hand"
+    return DaskServer(parameters, spec, secret, label)
+
+
+def main(argv: _t.Optional[_t.List[str]] = None) -> int:
+    """The program ``seamless-daskserver``; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="seamless-daskserver", description="Run transformations on a Dask cluster.")
+    parser.add_argument("--workers", type=positive, metavar="N", help="jobs at a time on this machine (default: the usable CPUs)")
+    parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says)")
+    service_arguments(parser)
+    return run_service(make_service, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
