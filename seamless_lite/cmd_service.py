@@ -1,12 +1,15 @@
 """``seamless-service``: look at the services that run on this machine or on another host, stop them, remove everything there."""
 import argparse
+import contextlib
+import os
 import sys
 import time
 import typing as _t
 
 from . import hosts, launch, program
-from .clusters import is_this_machine
-from .errors import UsageError
+from .clusters import Definitions, is_this_machine
+from .errors import ConfigurationError, UsageError
+from .settings import home_of, seamless_home
 
 PROGRAM = "seamless-service"
 DESCRIPTION = """\
@@ -19,7 +22,7 @@ yours, and ends them.
   uninstall HOST                 stop all services there and remove what was put there; stored results are
                                  kept, and named with their size, unless --data
 
-HOST is a name as ssh is given it (the ssh_hostname of a cluster file, or its hostname); without one, this machine."""
+HOST is a hostname or ssh_hostname of your cluster files, or any name as ssh is given it; without one, this machine."""
 EPILOG = """\
 examples:
   seamless-service ps
@@ -53,8 +56,7 @@ def _ps(arguments) -> int:
     rows += [(str(record.get("key")), str(record.get("pid")), str(record.get("status")), _when(record.get("started_at")),
               str(record.get("python") or (record.get("command") or ["?"])[0]), _where(record)) for record in records]
     if not records:
-        program.say(PROGRAM, "no service of yours runs on %s" % (host or "this machine"))
-        return 0
+        return _none_runs(host)
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     for row in rows:
         print("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip())
@@ -69,15 +71,22 @@ def _stop(arguments) -> int:
         key, host = _words(arguments, "KEY|NAME", "HOST")
         which = [key]
     requests = [{"action": "stop", "which": name} for name in which]
-    stopped = [name for names in hosts.ask(_place(host).ssh, None, *requests) for name in names] if requests else []
+    place = _place(host)
+    stopped = [name for names in hosts.ask(place.ssh, place.python, *requests) for name in names] if requests else []
     for name in stopped:
         print("stopped %s" % name)
     if stopped:
         return 0
-    program.say(PROGRAM, "%s on %s; 'seamless-service ps%s' lists those that run" % (
-        "no service of yours runs" if arguments.all else "no service with the key or name %s runs" % which[0],
-        host or "this machine", " " + host if host else ""))
-    return 0 if arguments.all else 1
+    if arguments.all:
+        return _none_runs(host)
+    program.say(PROGRAM, "no service with the key or name %s runs on %s; 'seamless-service ps%s' lists those that run" % (
+        which[0], host or "this machine", " " + host if host else ""))
+    return 1
+
+
+def _none_runs(host: _t.Optional[str]) -> int:
+    program.say(PROGRAM, "no service of yours runs on %s" % (host or "this machine"))
+    return 0
 
 
 def _logs(arguments) -> int:
@@ -103,7 +112,7 @@ def _uninstall(arguments) -> int:
     else:
         print("removed %s on %s" % (done["home"], done["node"]))
     if place.ssh is not None:
-        hosts.host(place.ssh).log_out()
+        hosts.host(place.ssh, place.python).log_out()
     return 0
 
 
@@ -124,7 +133,21 @@ def _words(arguments, *names: str, required: bool = False) -> list:
 
 
 def _place(host: _t.Optional[str]) -> launch.Place:
-    return launch.HERE if is_this_machine(host) else launch.Place(ssh=host)
+    """Where HOST is, and which Python is to be used there, if the user's cluster files know it."""
+    if is_this_machine(host):
+        return launch.HERE
+    definitions = Definitions(home_of(os.environ), seamless_home(os.environ))
+    definitions.read_files()
+    frontends = []
+    for name in definitions.nodes:
+        with contextlib.suppress(ConfigurationError):       # a definition that is wrong is another one
+            frontends += definitions.build(name).frontends
+    known = [frontend for frontend in frontends if host in (frontend.hostname, frontend.ssh_hostname)]
+    # what ssh knows by this name comes before what only URLs call so
+    known.sort(key=lambda frontend: host != (frontend.ssh_hostname or frontend.hostname))
+    blocks = [block for frontend in known[:1] for block in (frontend.hashserver, frontend.database, frontend.jobserver, frontend.daskserver)]
+    return launch.Place(ssh=known[0].ssh_hostname or known[0].hostname if known else host,
+                        python=next((block.python for block in blocks if block and block.python), None))
 
 
 def _where(record: dict) -> str:

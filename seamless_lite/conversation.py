@@ -1,7 +1,7 @@
 """A program of ours that runs on another host: it gets requests on its standard input and answers on its output.
 
 A request is one line of JSON, perhaps followed by bytes (``"bytes"`` in the request says how many); the answer is a line
-with ``MARK`` and ``{"ok": VALUE}`` or ``{"error": SENTENCE}``.  Whatever start-up files print is skipped.
+with ``hostside.MARKER`` and ``{"ok": VALUE}`` or ``{"error": SENTENCE}``.  Whatever start-up files print is skipped.
 """
 import contextlib
 import json
@@ -14,11 +14,12 @@ import threading
 import time
 import typing as _t
 
+from . import hostside
 from .errors import DeadlineError, ServiceError
 from .sshadvice import failure
 from .sshmaster import no_program
 
-MARK = b"@seamless@"
+_MARK = hostside.MARKER.encode("ascii")
 _ending: _t.List[subprocess.Popen] = []      # forgetting a child before it has ended would warn
 
 
@@ -72,12 +73,12 @@ class Conversation:
     def _exchange(self, end: float, limit_s: float) -> dict:
         sock, view, poll = self._stream.sock, memoryview(self._unanswered), select.poll()
         while True:
-            start = self._heard.find(MARK)
+            start = self._heard.find(_MARK)
             line, newline, rest = self._heard[max(start, 0):].partition(b"\n")
             if start >= 0 and newline:
                 self._heard = rest
                 try:
-                    return json.loads(line[len(MARK):].decode("utf-8"))
+                    return json.loads(line[len(_MARK):].decode("utf-8"))
                 except ValueError:
                     raise ServiceError("%s answered %.80r" % (self._host, line)) from None
             if start < 0:

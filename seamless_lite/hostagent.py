@@ -3,9 +3,9 @@
     {"action": NAME, "bytes": N, ...arguments}      a line of JSON, and N bytes if it says so
     @seamless@{"ok": VALUE}                         the answer, or {"error": SENTENCE}; other lines are not from us
 
-Its actions: ``prepare`` (what this host has), ``receive`` (the source of the package), ``ensure`` (services that shall run),
+Its actions: ``receive`` (the source of the package), ``ensure`` (services that shall run),
 ``services``, ``stop``, ``logs`` and ``uninstall``.  The client sends it with ``hostside``, ``hostpython``, ``hostsource``,
-``signing`` and ``errors``, in one text (``shipping.agent``).  All of it runs on Python 3.6.  It ends with its input.
+``leftovers``, ``signing`` and ``errors``, in one text (``shipping.agent``).  All of it runs on Python 3.6.  It ends with its input.
 
 ``act`` does the same in the client's own process, for services on its host that want another Python.
 """
@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 
-from . import hostpython, hostside, hostsource
+from . import hostpython, hostside, hostsource, leftovers
 from .errors import SeamlessError
 from .hostside import HostError
 from .signing import load_secret
@@ -26,15 +26,6 @@ _OF_THE_CONNECTION = ("SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "SSH_AUTH_SOCK"
 
 
 # --- actions ------------------------------------------------------------------------------------------------
-
-def prepare(home, dist=None, python=None, conda=None, needs=(), wishes=()):
-    """What this host has: the chosen Python and why, whether the source is here, node, home, cpus and memory."""
-    found = hostpython.find(hostsource.dist_folder(home), python, conda, needs, wishes)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"node": os.uname().nodename, "home": home, "cpus": cpus, "python": found["path"], "version": found["version"],
-            "note": found["note"], "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "dist": dist is not None and hostsource.source_folder(home, dist) is not None}
-
 
 def receive(home, dist, data):
     """Unpack the source ``dist``."""
@@ -59,6 +50,9 @@ def ensure(home, dist, package, requests, wishes=(), unset=()):
            **_temporary_folder(home)}
     orders = [_order(request, python, dist, package, env, secret, unset) for request, python in zip(requests, pythons)]
     records = hostside.ensure(orders)
+    if any("marshal data" in record.get("error", "") for record in records):    # a disk or quota that was full cut what Python keeps there
+        hostsource.forget_compiled(source)
+        records = hostside.ensure(orders)
     if any(record.get("started") for record in records):
         hostsource.sweep(home, hostside.run_folder())
     notes = {}
@@ -117,6 +111,7 @@ def uninstall(home, data=False):
                         % (" and ".join(elsewhere), elsewhere[0]))
     stopped = [name for record in records for name in hostside.stop(record["name"])]
     outside = {path for record in records for path in [record.get("socket")] if path and not path.startswith(home + os.sep)}
+    leftovers.sweep()                                       # of services that were killed
     for name in ("run", "dist", "tmp"):
         _remove_folder(os.path.join(home, name))
     with contextlib.suppress(FileNotFoundError):
@@ -164,8 +159,7 @@ def _size(folder):
     return total
 
 
-ACTIONS = {"prepare": prepare, "receive": receive, "ensure": ensure, "services": services, "stop": stop, "logs": logs,
-           "uninstall": uninstall}
+ACTIONS = {"receive": receive, "ensure": ensure, "services": services, "stop": stop, "logs": logs, "uninstall": uninstall}
 
 
 # --- the conversation ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ There is one ``ssh.Host`` for each name and process.  What a lost connection nee
 client of a service calls when its requests do not get through any more: log in again, forward again, and start the
 service again if it died with its host.
 """
+import contextlib
 import functools
 import os
 import sys
@@ -83,7 +84,8 @@ def _conversation(name: str, python: _t.Optional[str], once: _t.Callable):
                 value = talk.ask(action, data, timeout_s=ASK_S)
                 begun.append(True)
                 return value
-            return once(request)
+            with _told(name, [""]):         # the connection may be lost without anybody knowing yet, or a start take long
+                return once(request)
         finally:
             talk.close()
     try:
@@ -121,24 +123,41 @@ def patiently(what: str, attempt: _t.Callable[[], _t.Any], error: _t.Optional[Se
     ``what`` we wait for is told on stderr after some seconds.  ``error``: an attempt failed already.
     """
     import random                   # rarely needed
-    begin = time.monotonic()
-    pause, tell = PAUSES_S[0], TELL_S[0]
-    while True:
-        try:
-            if error is None:
-                return attempt()
-        except (ServiceError, TimeoutError) as exc:
-            error = exc
-        waited = time.monotonic() - begin
-        if getattr(error, "final", False):
-            raise error
-        if waited + pause > PATIENCE_S:
-            raise final(ServiceError("%s (tried for %d s)" % (error, waited)))
-        if waited >= tell:
-            print("seamless_lite: waiting for %s: %s" % (what, error), file=sys.stderr, flush=True)
-            tell = waited + TELL_S[1]
-        time.sleep(min(pause, max(tell - waited, 0.1)) * random.uniform(0.8, 1.0))
-        pause, error = min(pause * 1.7, PAUSES_S[1]), None
+    begin, pause, words = time.monotonic(), PAUSES_S[0], [str(error or "it does not answer")]
+    with _told(what, words):
+        while True:
+            try:
+                if error is None:
+                    return attempt()
+            except (ServiceError, TimeoutError) as exc:
+                error = exc
+            waited = time.monotonic() - begin
+            if getattr(error, "final", False):
+                raise error
+            if waited + pause > PATIENCE_S:
+                raise final(ServiceError("%s (tried for %d s)" % (error, waited)))
+            words[0] = str(error)
+            time.sleep(pause * random.uniform(0.8, 1.0))
+            pause, error = min(pause * 1.7, PAUSES_S[1]), None
+
+
+@contextlib.contextmanager
+def _told(what: str, words: _t.List[str]):
+    """Meanwhile say now and then that we wait, also while an attempt hangs; ``words`` holds what is known about the reason."""
+    over = threading.Event()
+
+    def tell():
+        pause = TELL_S[0]
+        while not over.wait(pause):
+            print("seamless_lite: waiting for %s" % ": ".join(filter(None, [what, words[0]])), file=sys.stderr, flush=True)
+            pause = TELL_S[1]
+    thread = threading.Thread(target=tell, name="seamless-waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Mending:

@@ -31,6 +31,7 @@ POLL_S = 0.005
 LOG_BYTES = 1 << 20         # a longer log is put aside at the next start
 LOG_DAYS = 7
 SOCKET_PATH_BYTES = 100
+ROOM_BYTES = 1 << 20        # a disk with less left would cut what Python compiles and keeps there
 _children = []              # Popen objects of services that outlive us; forgetting one would warn
 
 
@@ -276,6 +277,9 @@ class Start:
         for name in request["unset"]:
             environment.pop(name, None)
         _reap()
+        disk = os.statvfs(self.run)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < ROOM_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.run)
         self._end = time.monotonic() + START_S
         with open(self._new_log(), "ab") as log:
             self.offset = log.tell()

@@ -88,6 +88,13 @@ def source_folder(home, dist):
     return path
 
 
+def forget_compiled(source):
+    """Remove what Python compiled beside the source."""
+    for folder, _, _ in os.walk(source):
+        if os.path.basename(folder) == "__pycache__":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def unpack(home, dist, data):
     """Unpack the compressed zip ``data``, whose SHA-256 must be ``dist``; returns the folder.  Several may do so at once.
 

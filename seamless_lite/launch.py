@@ -150,7 +150,7 @@ def _together(work: _t.Callable, items: _t.Sequence) -> list:
 
 
 def far(place: Place, action: str, **arguments):
-    """What an action of ``hostagent`` (services, stop, logs, uninstall, prepare) brings at the place.  Raises ``ServiceError``."""
+    """What an action of ``hostagent`` (services, stop, logs, uninstall) brings at the place.  Raises ``ServiceError``."""
     return hosts.ask(place.ssh, place.python, {"action": action, **arguments})[0]
 
 
@@ -330,7 +330,13 @@ def _reach(spec: ServiceSpec, record: dict, secret: bytes) -> Connection:
 
     def lead(record: dict) -> str:
         address = _lead(place, name, record)
-        _greet(address, key, spec.service, record["pid"])
+        try:
+            _greet(address, key, spec.service, record["pid"])
+        except ServiceError as exc:
+            if place.ssh is None or place.tunnel:
+                raise
+            raise ServiceError("%s, or a firewall is in between: remove 'tunnel: false' from the cluster file to reach it through ssh"
+                               % exc) from None
         return address
 
     def again() -> None:
@@ -350,7 +356,8 @@ def _records(answer: dict, place: Place) -> _t.List[dict]:
     """The records of services that run.  Raises ``ServiceError`` if one does not."""
     for record in answer["records"]:
         if "error" in record:
-            raise hosts.final(ServiceError(record["error"] if place.ssh is None else "on %s, %s" % (answer["node"], record["error"])))
+            known = place.ssh is None or " on %s " % answer["node"] in record["error"]
+            raise hosts.final(ServiceError(record["error"] if known else "on %s, %s" % (answer["node"], record["error"])))
     return answer["records"]
 
 

@@ -21,7 +21,7 @@ from .signing import seamless_home
 #: Modules that only commands need, which stay here like the commands (``cmd_*``); a test compares with the imports.
 STAYS = frozenset(("__main__", "bashparse", "bashwords", "command", "inputs", "outputs", "program", "run_options", "script"))
 #: The modules of the program that runs on the host, each after those that it needs.
-AGENT = ("errors", "signing", "hostside", "hostpython", "hostsource", "hostagent")
+AGENT = ("errors", "signing", "hostside", "hostpython", "hostsource", "leftovers", "hostagent")
 KEEP_S = 30 * 86400.0
 _DATE = (1980, 1, 1, 0, 0, 0)
 _LOADER = """\

@@ -19,7 +19,7 @@ import time
 import typing as _t
 
 from . import hostside, relay
-from .conversation import MARK, Conversation, Stream
+from .conversation import Conversation, Stream
 from .errors import ConfigurationError, ServiceError
 from .sshmaster import LOGIN_S, OPTIONS, PROBE_S, TARGET, TERMINAL_S, Impossible, Master, batch, has_terminal, remove
 from .tunnel import Tunnel

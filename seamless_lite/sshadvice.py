@@ -54,11 +54,11 @@ def failure(host: str, words: str, code: _t.Optional[int] = None) -> ServiceErro
         key = _locked_key(host)
         if key:
             advice = "the key %s has a passphrase, and no agent has it: run 'ssh-add %s', or run this in a terminal" % (key, key)
-    lines = [line.strip("@ \t") for line in words.replace("\r", "\n").replace("seamless: ", "").splitlines()]
+    lines = [line.strip("@ \t").rstrip(".") for line in words.replace("\r", "\n").replace("seamless: ", "").splitlines()]
     told = [line for line in lines if not _NOISE.search(line)] or [line for line in lines if line]
     told = [line for line in told if pattern and re.search(pattern.replace("seamless: ", ""), line)] or told
     text = "; ".join(dict.fromkeys(told[-5:])) or "ssh ended with exit code %s and said nothing" % code
-    error = ServiceError("ssh %s: %s: %s" % (host, text[-700:].rstrip("."), advice.replace("%s", host)))
+    error = ServiceError("ssh %s: %s: %s" % (host, text[-700:], advice.replace("%s", host)))
     error.final = final             # type: ignore[attr-defined]
     return error
 

@@ -100,14 +100,14 @@ def run(argv, timeout_s=60, **kwargs):
 
 
 def wait_until(condition, what, timeout_s=30):
-    """Ask ``condition`` until it gives something true, which is returned; fail after ``timeout_s``."""
+    """Ask ``condition`` until it gives something true, which is returned; fail after ``timeout_s`` and say ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            pytest.fail("not within %s s: %s" % (timeout_s, what))
+            pytest.fail("not within %s s: %s" % (timeout_s, what() if callable(what) else what))
         time.sleep(0.05)
 
 
@@ -119,6 +119,12 @@ def _options(options):
             if item is not None and item is not False:
                 words += ["--" + key.replace("_", "-")] + ([] if item is True else [str(item)])
     return words
+
+
+def _name(letter):
+    """A lab's name, new on this machine, of seven characters."""
+    number = next(_numbers) % 676
+    return "%s%04d%c%c" % (letter, os.getpid() % 10 ** 4, 97 + number // 26, 97 + number % 26)
 
 
 def _empty(home):
@@ -156,7 +162,7 @@ class SshHost(Lab):
     """One host; ``name`` is the one for ssh, ``home`` its account's home folder as it is seen from here."""
 
     def __init__(self, **options):
-        self.name = "s%d%s" % (os.getpid() % 10 ** 5, "abcdefghijklmnopqrstuvwxyz"[next(_numbers) % 26])
+        self.name = _name("s")
         super().__init__(HOSTS / "ssh-host")
         options.setdefault("hide", str(ROOT))
         self.info = json.loads(self("start", "--name", self.name, *_options(options)))
@@ -188,7 +194,7 @@ class Netns(Lab):
     """Hosts h1..hN; call it for faults: ``netns("cut", "h1")``."""
 
     def __init__(self, **options):
-        self.name = "t%d%s" % (os.getpid() % 10 ** 5, "abcdefghijklmnopqrstuvwxyz"[next(_numbers) % 26])
+        self.name = _name("t")
         super().__init__(HOSTS / "netns-lab", "--lab", self.name)
         options.setdefault("hide", str(ROOT))
         options.setdefault("hosts", 2)
@@ -235,7 +241,7 @@ class Slurm(Lab):
     """A SLURM whose login host for ssh is ``ctl``; ``info["env"]`` makes its commands work here (flat network)."""
 
     def __init__(self, **options):
-        self.name = "u%d%s" % (os.getpid() % 10 ** 4, "abcdefghijklmnopqrstuvwxyz"[next(_numbers) % 26])
+        self.name = _name("u")
         super().__init__(HOSTS / "slurm-lab", "--name", self.name)
         self.info = json.loads(self("start", *_options(options)))
 

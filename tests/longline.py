@@ -1,10 +1,15 @@
-"""A long line to a service: what goes through comes out later, and round trips, bytes and connections are counted.
+"""A long line to a service: what goes in comes out later, and round trips, bytes and connections are counted.
 
 It can be cut: all connections break off at once, after so many bytes more in one direction.
 """
-import asyncio
+import contextlib
+import itertools
+import queue
+import socket
 import threading
 import time
+
+_numbers = itertools.count()
 
 
 class LongLine:
@@ -15,15 +20,17 @@ class LongLine:
     """
 
     def __init__(self, folder, target, delay_s=0.025):
-        self.address, self.delay_s = "unix://%s/line-%d" % (folder, time.monotonic_ns()), delay_s
+        path = "%s/line-%d" % (folder, next(_numbers))
+        self.address, self.delay_s = "unix://" + path, delay_s
         self._target = target.replace("unix://", "")
         self._cut_after = {}                # direction -> bytes
-        self._writers = set()
+        self._lock = threading.Lock()
+        self._socks = set()
         self.reset()
-        self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(asyncio.start_unix_server(self._serve, self.address[7:], limit=1 << 20))
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(path)
+        self._listening.listen(100)
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def reset(self):
         self.turns = self.connections = self.cuts = 0
@@ -33,70 +40,69 @@ class LongLine:
         """Break all connections when ``n_bytes`` more have gone "up" or "down"; once."""
         self._cut_after[direction] = self.bytes[direction] + n_bytes
 
-    async def _serve(self, reader, writer):
-        self.connections += 1
-        try:
-            far_reader, far_writer = await asyncio.open_unix_connection(self._target, limit=1 << 20)
-        except OSError:
-            writer.close()
-            return
-        self._writers |= {writer, far_writer}
-        last = ["down"]
-        try:
-            await asyncio.gather(self._carry(reader, far_writer, "up", last), self._carry(far_reader, writer, "down", last))
-        finally:
-            self._writers -= {writer, far_writer}
-
-    async def _carry(self, reader, writer, direction, last):
-        line = asyncio.Queue()
-
-        async def deliver():
+    def _accept(self):
+        with contextlib.suppress(OSError):
             while True:
-                due, data = await line.get()
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                if not data:
-                    break
-                writer.write(data)
+                near, far, last = self._listening.accept()[0], socket.socket(socket.AF_UNIX), ["down"]
                 try:
-                    await writer.drain()
+                    far.connect(self._target)
                 except OSError:
-                    break
-            writer.close()
-        delivering = asyncio.ensure_future(deliver())
-        try:
-            while True:
-                data = await reader.read(1 << 18)
+                    near.close()
+                    continue
+                self.connections += 1
+                self._socks = self._socks | {near, far}
+                for source, target, direction in ((near, far, "up"), (far, near, "down")):
+                    line = queue.Queue()
+                    threading.Thread(target=self._take, args=(source, line, direction, last), daemon=True).start()
+                    threading.Thread(target=self._deliver, args=(target, line), daemon=True).start()
+
+    def _take(self, source, line, direction, last):
+        """Read, and put what was read on the way."""
+        data = b"x"
+        while data:
+            try:
+                data = source.recv(1 << 18)
+            except OSError:
+                data = b""
+            with self._lock:
                 if data and last[0] != direction:
                     last[0] = direction
                     self.turns += direction == "up"
                 self.bytes[direction] += len(data)
                 if self.bytes[direction] >= self._cut_after.get(direction, float("inf")):
                     self._cut(direction)
-                    return
-                line.put_nowait((time.monotonic() + self.delay_s, data))
-                if not data:
-                    return
-        except OSError:
-            line.put_nowait((0, b""))
-        finally:
-            await asyncio.wait([delivering])
+                    data = b""
+            line.put((time.monotonic() + self.delay_s, data))
+
+    @staticmethod
+    def _deliver(target, line):
+        data = b"x"
+        while data:
+            due, data = line.get()
+            time.sleep(max(0.0, due - time.monotonic()))
+            try:
+                target.sendall(data)
+            except OSError:
+                data = b""
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
     def _cut(self, direction):
-        del self._cut_after[direction]
+        self._cut_after.pop(direction, None)
         self.cuts += 1
-        for writer in self._writers:
-            writer.transport.abort()
+        self._break()
+
+    def _break(self):
+        socks, self._socks = self._socks, set()
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self):
-        def stop():
-            self._server.close()
-            self._loop.stop()
-        self._loop.call_soon_threadsafe(stop)
-        self._thread.join()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.close()
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._break()
 
     def __enter__(self):
         return self

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from seamless_lite import launch
+from seamless_lite import cmd_service, launch
 from test_architecture import PACKAGE
 
 PROGRAM = os.path.join(os.path.dirname(str(PACKAGE)), "bin", "seamless-service")
@@ -47,7 +47,7 @@ def test_services_are_listed_shown_and_stopped(services):
 def test_all_are_stopped_at_once(services):
     code, out, err = run("stop", "--all")
     assert code == 0 and len(out.splitlines()) == 2 and launch.services() == []
-    assert run("stop", "--all")[0] == 0
+    assert run("stop", "--all") == (0, "", "seamless-service: no service of yours runs on this machine\n")
 
 
 def test_what_is_not_there_is_one_sentence_and_exit_code_1(home):
@@ -88,3 +88,16 @@ def test_uninstalling_this_machine_keeps_results_and_what_the_user_wrote(service
     assert out.splitlines()[-1] == "%s on %s still holds cache, clusters.yaml" % (folder, node)
     assert sorted(path.name for path in folder.iterdir()) == ["cache", "clusters.yaml"] and (home / "store").exists()
     assert run("uninstall", "localhost", "--data")[1].endswith("still holds clusters.yaml\n")
+
+
+def test_a_host_is_found_by_its_names_in_the_cluster_files(home):
+    (home / ".seamless").mkdir(exist_ok=True)
+    (home / ".seamless" / "clusters.yaml").write_text("""
+wrong: {frontends: [{hostname: a.org, bufferdir: 3}]}
+other: {frontends: [{hostname: login, ssh_hostname: b.org, hashserver: {bufferdir: /x}}]}
+mine: {frontends: [{hostname: a.org, ssh_hostname: login, hashserver: {bufferdir: /x}, jobserver: {python: /opt/py}}]}
+""")
+    places = {name: cmd_service._place(name) for name in ("a.org", "login", "b.org", "c.org", "localhost", None)}
+    assert places["a.org"] == places["login"] == launch.Place("login", python="/opt/py")
+    assert places["b.org"] == launch.Place("b.org") and places["c.org"] == launch.Place("c.org")
+    assert places["localhost"] == places[None] == launch.HERE

@@ -1,6 +1,7 @@
 """Patience with hosts: what is tried again, for how long, what is said, and how many do it."""
 import os
 import threading
+import time
 
 import pytest
 
@@ -39,6 +40,12 @@ def test_waiting_is_said_after_a_while_and_now_and_then(capsys):
     hosts.patiently("the host", Attempts(*[ServiceError("away %d" % n) for n in range(12)]))
     lines = capsys.readouterr().err.splitlines()
     assert 1 <= len(lines) <= 8 and all(line.startswith("seamless_lite: waiting for the host: away ") for line in lines)
+
+
+def test_waiting_is_said_while_the_first_attempt_hangs(capsys):
+    hosts.patiently("the host", lambda: time.sleep(0.3))
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 7 and set(lines) == {"seamless_lite: waiting for the host: it does not answer"}
 
 
 def test_it_is_given_up_in_the_end_with_the_last_words(monkeypatch):

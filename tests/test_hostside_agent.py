@@ -242,6 +242,26 @@ def test_a_service_that_does_not_start_is_one_sentence_and_the_others_run(host):
     assert good["started"] and "the dies did not start: it ended with exit code 7" in bad["error"] and bad["error"].endswith("last words")
 
 
+def test_what_a_full_disk_cut_of_the_compiled_source_is_made_again(host):
+    dist, data = a_source()
+    with Talk(host) as talk:
+        talk.ask("receive", data, dist=dist)
+        ensure(talk, dist, wish())
+        talk.ask("stop", which="echo-x")
+        (compiled,) = (host / ".seamless/dist" / dist / "pkg/__pycache__").glob("__init__*.pyc")
+        os.truncate(str(compiled), 20)
+        (record,) = ensure(talk, dist, wish())["records"]
+    assert record["status"] == "running" and compiled.stat().st_size > 20
+
+
+def test_nothing_is_started_on_a_disk_with_no_room(host, monkeypatch):
+    monkeypatch.setenv("SEAMLESS_HOME", str(host))
+    monkeypatch.setattr(hostside, "ROOM_BYTES", 1 << 80)
+    (record,) = hostside.ensure([{"name": "x-12345678", "argv": ["/bin/false"], "args": [], "env": {}, "unset": [], "secret": "", "idle_timeout_s": 1,
+                                  "record": {"service": "x"}}])
+    assert "(No space left on device): make room there" in record["error"] and os.listdir(str(host / "run")) == []
+
+
 def test_what_it_does_not_understand_is_one_sentence(host):
     with Talk(host) as talk:
         assert talk.ask("dance") == "there is no action 'dance'"
@@ -328,10 +348,3 @@ def test_a_client_that_is_killed_in_the_middle_of_a_start_leaves_a_service_with_
     with Talk(host) as talk:
         (record,) = ensure(talk, dist, wish(service="slow", key="slow-x"))["records"]
     assert (record["pid"], record["started"]) == (pid, False)
-
-
-def test_prepare_says_what_the_host_has(host):
-    with Talk(host) as talk:
-        found = talk.ask("prepare", python=sys.executable, dist="0" * 64)
-    assert found["python"] == sys.executable and found["dist"] is False and found["node"] == os.uname().nodename
-    assert found["cpus"] >= 1 and found["memory"] > 1 << 20 and found["home"] == str(host / ".seamless")

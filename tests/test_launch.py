@@ -16,7 +16,7 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODULES = ("errors httpwire httpmessage statusfile signing httpbase httpclient processes hostside hostpython hostsource hostagent "
+MODULES = ("errors httpwire httpmessage statusfile signing httpbase httpclient processes hostside hostpython hostsource leftovers hostagent "
            "hosts shipping launch")
 PACKAGE = "carried under.another_name".replace(" ", "_")
 ECHO = textwrap.dedent('''
@@ -486,3 +486,16 @@ def test_old_logs_are_removed(launch, home):
     os.utime(log, (time.time() - 8 * 86400,) * 2)
     launch.services()
     assert not log.exists()
+
+
+def test_what_cannot_be_reached_without_a_tunnel_names_the_cure(launch, home):
+    place = launch.Place(ssh="far", hostname="127.0.0.1", tunnel=False)
+    with pytest.raises(launch.ServiceError, match="firewall is in between: remove 'tunnel: false'"):
+        launch._reach(spec(launch, place=place), {"name": "echo-1", "port": 1, "pid": 1, "started": False}, b"secret")
+
+
+@pytest.mark.parametrize("error, told", [("it died", "on n1, it died"), ("/x cannot be written on n1 (full)",) * 2])
+def test_an_error_names_its_host_once(launch, error, told):
+    with pytest.raises(launch.ServiceError) as caught:
+        launch._records({"node": "n1", "records": [{"error": error}]}, launch.Place(ssh="far"))
+    assert str(caught.value) == told and caught.value.final
