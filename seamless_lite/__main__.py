@@ -6,7 +6,7 @@ from . import __version__
 
 #: Command -> module with ``main(argv) -> exit code``.
 COMMANDS = {"run": "cmd_run", "init": "cmd_init", "service": "cmd_service", "hashserver": "hashserver", "database": "database",
-            "jobserver": "jobserver"}
+            "jobserver": "jobserver", "daskserver": "daskserver"}
 
 
 def main(argv=None) -> int:

@@ -1,6 +1,7 @@
 """A Dask cluster on this machine: one Dask worker process with as many slots as there are cores, looked after by
 distributed's ``Nanny``.  Has what ``daskqueue.Managed`` has.
 """
+import errno
 import itertools
 import logging
 import os
@@ -38,6 +39,7 @@ class Local:
         self._deaths = _Deaths()
         logging.getLogger("distributed.nanny").addHandler(self._deaths)
         processes = queue.get("processes") or (workers if parameters.get("pure") else 1)
+        self._processes = processes
         self.slots = queue.get("worker_threads") or max(1, workers // processes)
         room = ROOM if processes == 1 and not parameters.get("pure") else 0
         memory = queue.get("memory")
@@ -71,6 +73,16 @@ class Local:
             sentence += ", %d task%s waiting" % (waiting, "" if waiting == 1 else "s")
         return {"workers": workers, "pending_jobs": 0, "running_jobs": 0, "reason": None, "waiting_tasks": waiting,
                 "sentence": sentence}
+
+    def tend(self) -> None:
+        """Put new Dask workers in the place of those whose nannies have ended: they do when their worker loses the scheduler."""
+        cluster = self.cluster
+        lost = [name for name, nanny in list(cluster.workers.items()) if nanny.status.name in ("closed", "failed")]
+        for name in lost:
+            cluster.loop.asyncio_loop.call_soon_threadsafe(cluster.workers.pop, name, None)
+        if lost or len(cluster.workers) < self._processes:
+            log.warning("Dask workers are gone; new ones are started")
+            cluster.scale(self._processes)
 
     def refuses(self, limit_s: _t.Optional[float]) -> _t.Optional[str]:
         """No task is too long."""
@@ -113,7 +125,10 @@ def free_ports(host: str, ports: _t.Sequence[int]) -> _t.Iterator[int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
-            except OSError:
+            except OSError as exc:
+                if exc.errno == errno.EADDRNOTAVAIL:
+                    raise ServiceError("'network_interface' is %s, which is no address of %s: give one that it has, or 0.0.0.0"
+                                       % (host, os.uname().nodename)) from None
                 continue
         found = True
         yield port

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import threading
+import time
 import typing as _t
 
 from distributed import CancelledError, KilledWorker
@@ -29,18 +30,20 @@ _MANY = 4                   # if so many are to come, results are collected for 
 _COLLECT_S = 0.02
 _BATCH = 500
 _PATIENCE_S = 30.0
+_TOGETHER_S = 0.5           # what died with the same Dask worker is heard of within that time
 log = logging.getLogger(__name__)
 
 
 class _Task:
-    """A job from ``submit`` to ``done``.  ``token`` tells this submission from others of the same job."""
-    __slots__ = ("id", "payload", "done", "timeout_s", "chain", "token", "future", "cancelled", "tries")
+    """A job from ``submit`` to ``done``.  ``token`` tells this submission from others of the same job; ``suspect``: Dask gave
+    it up as its workers died, but it may have been another job's doing."""
+    __slots__ = ("id", "payload", "done", "timeout_s", "chain", "token", "future", "cancelled", "tries", "suspect")
 
     def __init__(self, id, payload, done, timeout_s, chain):
         self.id, self.payload, self.done, self.timeout_s, self.chain = id, payload, done, timeout_s, chain
         self.token = os.urandom(8).hex()
         self.future = None
-        self.cancelled = False
+        self.cancelled = self.suspect = False
         self.tries = 0
 
 
@@ -60,6 +63,9 @@ class DaskPool:
         self._outbox: "collections.deque[_Task]" = collections.deque()
         self._cancels: _t.List[_Task] = []
         self._finished: _t.List[_t.Tuple[_Task, _t.Any]] = []       # with their futures
+        self._dead: _t.Dict[str, _t.List[_Task]] = {}       # address of a Dask worker -> the jobs that Dask gave up with it
+        self._suspects: "collections.deque[_Task]" = collections.deque()    # they run one at a time
+        self._on_trial: _t.Optional[_Task] = None           # which one now
         self._collecting = False
         self._fetching: _t.Set[asyncio.Future] = set()
         self._closed = False
@@ -320,11 +326,37 @@ class DaskPool:
             self._end(task, error)
 
     def _bury(self, task: _Task, exc: KilledWorker) -> None:
+        """Dask gave up a job because its workers died.  If others died with it, they are innocent, all but one: each is tried
+        once more, one at a time."""
         worker = exc.last_worker
+        with self._changed:
+            together = self._dead.setdefault(worker.address, [])
+            together.append(task)
+        time.sleep(_TOGETHER_S)
+        with self._changed:
+            self._dead.pop(worker.address, None)
+            if self._tasks.get(task.id) is not task or self._closed:
+                return
+            if not task.suspect and (len(together) > 1 or self._on_trial is not None):
+                log.warning("job %s may not be what its Dask worker died of, and is tried again", task.id)
+                task.suspect = True
+                future, task.future = task.future, None
+                future.release()
+                self._suspects.append(task)
+                self._try_next()
+                return
         how = self._managed and (self._managed.epitaph(str(worker.name)) or self._managed.epitaph(worker.address))
         self._end(task, WorkerDiedError("job %s was tried %d times, and each time the Dask worker that ran it died%s" % (
-            task.id, exc.allowed_failures + 1, ": the last one (%s) %s" % (worker.address, how) if how else
+            task.id, (exc.allowed_failures + 1) * (2 if task.suspect else 1), ": the last one (%s) %s" % (worker.address, how) if how else
             "; the last one was %s" % worker.address)))
+
+    def _try_next(self) -> None:
+        """Have the next suspect run, unless one does.  The lock is held."""
+        while self._on_trial is None and self._suspects:
+            task = self._suspects.popleft()
+            if self._tasks.get(task.id) is task:
+                self._on_trial = task
+                self._put(task)
 
     def _fail(self, sentence: str) -> None:
         """There will be no workers: what no worker has begun ends."""
@@ -356,6 +388,9 @@ class DaskPool:
                 return
             del self._tasks[task.id]
             future, task.future = task.future, None
+            if task is self._on_trial:
+                self._on_trial = None
+                self._try_next()
         if self._limits is not None:
             self._limits.pop(dasktask.name_of(task.id), None)
         if future is not None:

@@ -11,8 +11,6 @@ or in jobs of SLURM or OAR (``daskqueue``).  Besides:
 Scheduler, workers and clients of the cluster know each other by a key pair that was made for it.
 """
 import argparse
-import fcntl
-import glob
 import importlib.util
 import logging
 import os
@@ -23,7 +21,7 @@ import tempfile
 import threading
 import typing as _t
 
-from . import dasktls
+from . import dasktls, leftovers
 from .dasklocal import Local, free_ports
 from .daskstores import NodeStores
 from .errors import ConfigurationError
@@ -119,9 +117,13 @@ class DaskServer(JobService):
         return "http://127.0.0.1:%d/%s/status" % (self.cluster.scheduler.http_server.port, self._token)
 
     def _watch(self) -> None:
-        """Look for jobs on several workers that wait for each other.  (A job whose own chain of callers would close is
+        """Look for workers that are gone for good, and for jobs on several workers that wait for each other.  (A job whose own chain of callers would close is
         refused where it runs; but two that were begun independently may meet later.)"""
         while not self.stopping.wait(_LOOK_S):
+            try:
+                self._managed.tend()
+            except RuntimeError:            # the cluster's loop has ended
+                log.info("the cluster could not be looked after", exc_info=True)
             workers = [address for address, state in list(self.cluster.scheduler.workers.items()) if state.long_running]
             if workers:
                 try:
@@ -134,6 +136,9 @@ class DaskServer(JobService):
         self._token = os.urandom(16).hex()
         options = {"dashboard_address": "127.0.0.1:0", "http_prefix": "/" + self._token}
         host, ports = parameters.get("network_interface"), parameters.get("ports")
+        if ports and ports[0] == ports[1]:
+            raise ConfigurationError("'port_start' and 'port_end' of the daskserver are both %d, and it needs at least two ports: "
+                                     "one for itself and one for the Dask scheduler" % ports[0])
         if parameters.get("type") in (None, "local"):
             return Local(parameters, security, host or "127.0.0.1", ports, options, self._folder.path)
         from .daskqueue import make_cluster     # needs dask-jobqueue
@@ -171,25 +176,9 @@ class _PrivateFolder:
     """A folder for what the cluster puts on disk, removed at the end; what processes left that were killed is removed before."""
 
     def __init__(self):
-        for path in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*")):
-            self._remove_dead(path)
+        leftovers.sweep()
         self.path = tempfile.mkdtemp(prefix=PREFIX)
-        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    @staticmethod
-    def _remove_dead(path: str) -> None:
-        try:
-            if os.lstat(path).st_uid != os.geteuid():
-                return
-            lock = os.open(os.path.join(path, "lock"), os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)
-        except OSError:                     # it is in use, or just being made or removed
-            pass
+        self._hold: _t.Optional[int] = leftovers.hold(self.path)
 
     def stores(self) -> dict:
         """Stores that end with the cluster."""
@@ -198,10 +187,10 @@ class _PrivateFolder:
 
     def remove(self) -> None:
         """Remove it; may be called twice."""
-        if self._lock is not None:
+        if self._hold is not None:
             shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = None
+            os.close(self._hold)
+            self._hold = None
 
 
 def package_root() -> str:
@@ -225,7 +214,8 @@ def _need_dask() -> None:
             sys.executable, os.uname().nodename, ": install them there with 'pip install seamless_lite[dask]'" if missing
             else ", and importing them fails: %s" % exc)) from None
     dask.config.refresh(paths=[], env={})
-    dask.config.set(SETTINGS)
+    # What has another name by now would overwrite what is set under that name.
+    dask.config.set({key: value for key, value in SETTINGS.items() if key not in dask.config.deprecations})
     log.info("dask %s, distributed %s", dask.__version__, distributed.__version__)
 
 

@@ -199,9 +199,9 @@ class _Spread:
                 try:
                     client = Client(worker.scheduler.address, loop=worker.loop, security=worker.security, set_as_default=False,
                                     timeout=_CONNECT_S, name=NESTED)
-                except (OSError, asyncio.TimeoutError) as exc:
-                    raise ServiceError("the Dask scheduler cannot be reached: %s" % exc) from None
-                self._dask = DaskPool(client)
+                    self._dask = DaskPool(client)
+                except Exception as exc:    # of whatever kind (no more threads, a loop that ends): the job that asks must hear of it
+                    raise ServiceError("the Dask scheduler cannot be reached: %s: %s" % (type(exc).__name__, exc)) from None
             return self._dask
 
     @property

@@ -84,13 +84,16 @@ def _order(request, python, dist, package, env, secret, unset):
 
 
 def services(home):
-    """The records of the services that live."""
+    """The records of the services that live.  What killed ones left goes."""
+    leftovers.sweep()
     return hostside.services()
 
 
 def stop(home, which):
-    """Stop the services with this name or key; the names of those that lived."""
-    return hostside.stop(which)
+    """Stop the services with this name or key; the names of those that lived.  What killed ones left goes too."""
+    stopped = hostside.stop(which)
+    leftovers.sweep()
+    return stopped
 
 
 def logs(home, which):

@@ -108,6 +108,9 @@ class Managed:
         """For GET /info: workers, pending_jobs, running_jobs, reason, waiting_tasks, sentence.  Does not block."""
         return self._said
 
+    def tend(self) -> None:
+        """It looks after itself."""
+
     def refuses(self, limit_s: _t.Optional[float]) -> _t.Optional[str]:
         """Why a task with this time limit can never run here; None if it can."""
         if limit_s is None or limit_s + GRACE_S <= self.plan.walltime_s:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
-from seamless_lite.errors import SeamlessError
+from seamless_lite.errors import SeamlessError, ServiceError
 from seamless_lite.httpclient import HttpClient
 from seamless_lite.jobclient import JobserverClient
+from seamless_lite.pool import WorkerPool
 from seamless_lite.stores import open_stores
 from seamless_lite.transformation import Meta
 from test_jobserver import SECRET, add, begun, in_background, kind, make_job, nested, slow, until
@@ -316,6 +318,16 @@ return [len(data), sorted({value.buffer.decode().strip() for value in values})]"
     assert until(lambda: value)[0].buffer == b"1\n"
 
 
+def test_when_a_dask_worker_cannot_connect_for_a_job_that_asks_for_another_whatever_the_reason_that_one_fails():
+    from seamless_lite.daskworker import _Spread
+    with contextlib.closing(WorkerPool(1)) as local:
+        worker = types.SimpleNamespace(scheduler=types.SimpleNamespace(address="nonsense://nowhere"), loop=None, security=None)
+        spread = _Spread(types.SimpleNamespace(worker=worker, local=local, running={}))
+        with pytest.raises(ServiceError, match="cannot be reached"):
+            spread.submit("a" * 64, b"", print)
+        assert not local.busy()
+
+
 def test_a_job_that_a_client_and_another_job_ask_for_is_one(shared, tmp_path):
     go, mark = str(tmp_path / "go"), tmp_path / "mark"
     source = ("def f(go, mark):\n    import os, time\n    open(mark, 'a').write('x')\n"
@@ -380,6 +392,22 @@ def test_a_dask_worker_that_is_killed_costs_a_try_and_not_the_result(shared, tmp
     until(lambda: not any(map(alive, old)), "worker processes outlived their Dask worker")
 
 
+def test_a_job_outlives_that_all_connections_of_the_cluster_break(make, tmp_path):
+    server = make()
+    values = in_background(server.client.run, make_job(
+        "def f(path):\n    import os, time\n    with open(path, 'a') as file: file.write('x')\n"
+        "    if os.path.getsize(path) == 1: time.sleep(300)\n    return 1\n", path=str(tmp_path / "tries")))
+    until((tmp_path / "tries").exists)
+
+    def cut(dask_scheduler):
+        for stream in [*dask_scheduler.stream_comms.values(), *dask_scheduler.client_comms.values()]:
+            stream.comm.abort()
+    with server.dask_client() as client:
+        client.loop.add_callback(client._run_on_scheduler, cut)
+        assert until(lambda: values)[0].buffer == b"1\n" and (tmp_path / "tries").read_text() == "xx"
+    assert server.client.run(add(2)).buffer == b"3\n"
+
+
 @pytest.mark.slow
 def test_a_job_that_kills_its_dask_worker_each_time_is_a_sentence(make):
     server = make()
@@ -387,6 +415,20 @@ def test_a_job_that_kills_its_dask_worker_each_time_is_a_sentence(make):
     error = server.client.run(job, deadline_s=60).exception()
     assert "Dask worker" in str(error) and "was tried 4 times" in str(error) and "SIGKILL" in str(error)
     assert server.client.run(add(1)).buffer == b"2\n"
+
+
+@pytest.mark.slow
+def test_the_neighbours_of_a_job_that_kills_its_dask_worker_each_time_have_their_results(make):
+    server = make()
+    job = make_job("def f(a):\n    import os, signal, time\n    time.sleep(1)\n    os.kill(os.getppid(), signal.SIGKILL)\n    time.sleep(100)\n", a=2)
+    killer = in_background(server.client.run, job, deadline_s=110)
+    until(lambda: server.info()["jobs"] == 1)
+    neighbours = [in_background(server.client.run, add(i), deadline_s=110) for i in range(5)]
+    end = time.monotonic() + 110
+    while not (killer and all(neighbours)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert "was tried 8 times" in str(killer[0].exception())
+    assert [values[0].buffer for values in neighbours] == [b"%d\n" % (i + 1) for i in range(5)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
@@ -443,6 +485,19 @@ def test_the_scheduler_listens_in_the_range_and_on_the_interface_that_were_given
     where, _, port = server.dask().json()["scheduler"].rpartition(":")
     assert where == "tls://127.0.0.2" and 47310 <= int(port) <= 47330
     assert server.client.run(add(1)).buffer == b"2\n"
+
+
+@pytest.mark.parametrize("parameters, words", [({"network_interface": "192.0.2.1", "ports": [60300, 60399]}, "192.0.2.1, which is no address of"),
+                                               ({"ports": [60300, 60300]}, "at least two ports")])
+def test_where_it_cannot_listen_it_ends_with_a_sentence_that_says_why(make, parameters, words):
+    server = make(**parameters)
+    assert server.status["status"] == "failed" and words in server.status["error"], server.status
+
+
+def test_our_settings_hold_and_cause_no_warning():
+    program = ("from seamless_lite import daskserver; daskserver._need_dask(); import dask.config;"
+               "assert dask.config.get('distributed.admin.low-level-log-length') == 50")
+    subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", program], cwd=str(ROOT), check=True, timeout=60)
 
 
 def test_the_settings_for_dask_that_a_user_has_do_not_matter(make, tmp_path):
