@@ -232,8 +232,9 @@ def _prologue(queue, environment, walltime_s, where) -> _t.List[str]:
         '  [ -n "$folder" ] && SEAMLESS_JOB_FOLDER=$(mktemp -d "$folder/${SEAMLESS_JOB_NAME}XXXXXXXX" 2>/dev/null) && break',
         "done",
         'trap \'cd /; rm -rf "$SEAMLESS_JOB_FOLDER"\' EXIT',
-        # Jobs that were killed left theirs; those of others that live, here on this node, are locked.
-        'exec 9>"$SEAMLESS_JOB_FOLDER/lock"; flock -n 9',
+        # Jobs that were killed left theirs; those of others that live, here on this node, are locked: before the lock has
+        # the name that others look for.
+        'exec 9>"$SEAMLESS_JOB_FOLDER/new"; flock -n 9; mv "$SEAMLESS_JOB_FOLDER/new" "$SEAMLESS_JOB_FOLDER/lock"',
         'for old in "$folder/$SEAMLESS_JOB_NAME"*/lock; do [ -O "$old" ] && flock -n "$old" rm -rf "${old%/lock}"; done',
         'export TMPDIR="$SEAMLESS_JOB_FOLDER" SEAMLESS_JOB_FOLDER',
         'cd "$SEAMLESS_JOB_FOLDER"']        # "python -m" would import what lies in the folder from which the job was sent
