@@ -4,13 +4,17 @@ Transformations are taken from the iterable only as there is room (``nparallel``
 order of the input, when they have ended; whether one failed is in its ``exception``.
 """
 import collections
+import contextlib
 import sys
 import time
 import typing as _t
 
 from . import config
 from .errors import UsageError
-from .handle import Transformation
+from .handle import Transformation, start_all
+
+LEND_S = 1.0
+COLLECT_S = 0.05            # transformations that are given within this are started together
 
 
 class TransformationList:
@@ -104,8 +108,11 @@ def _parallel(transformations) -> _t.Iterator[Transformation]:
         while window.fill(ended.put):
             while not window.head_ended():
                 if ended.empty():
-                    window.head._help()         # nothing to collect: lend this thread to the one we wait for
-                window.collect(ended.get())
+                    window.head._lend()         # nothing to collect: lend this thread to the one we wait for
+                with contextlib.suppress(queue.Empty):      # then its next part may need the thread
+                    window.collect(ended.get(timeout=LEND_S))
+                    while True:                 # all that have ended, so that as many can be started together
+                        window.collect(ended.get_nowait())
                 window.fill(ended.put)
             yield window.pop()
     finally:
@@ -130,6 +137,8 @@ async def parallel_async(transformations: _t.Iterable[Transformation], stage: _t
                 if config.in_worker():          # a job that waits must say so, to give its slot back
                     await loop.run_in_executor(None, window.head._wait)
                 window.collect(await ended.get())
+                while not ended.empty():
+                    window.collect(ended.get_nowait())
                 await loop.run_in_executor(None, window.fill, put)
             yield window.pop()
     finally:
@@ -158,6 +167,8 @@ class _Window:
     def fill(self, put) -> bool:
         """Start as many as there is room for; False if all have been yielded."""
         # what has ended behind a slow one is kept until that has ended too: there is a limit to that as well
+        new: _t.List[int] = []
+        began = time.monotonic()
         while not self._exhausted and len(self._items) - len(self._ended) < self._limit \
                 and len(self._items) < 10 * self._limit:
             index, transformation = next(self._source, _END)
@@ -167,12 +178,22 @@ class _Window:
                 raise UsageError("item %d given to parallel is %.60r, which is not a Transformation; decorate the function "
                                  "with @delayed and pass what its calls return" % (index, transformation))
             else:
-                self._items[index] = transformation.start()
-                if transformation._future is None:          # it had ended before
-                    put(index)
-                else:
-                    transformation._future.add_done_callback(lambda _, index=index: put(index))
+                self._items[index] = transformation
+                new.append(index)
+            if time.monotonic() - began > COLLECT_S:        # making them takes time: those that are there begin
+                self._start(new, put)
+                new, began = [], time.monotonic()
+        self._start(new, put)
         return bool(self._items)
+
+    def _start(self, new: _t.Sequence[int], put) -> None:
+        start_all(self._items[index] for index in new)
+        for index in new:
+            future = self._items[index]._future
+            if future is None:                              # it had ended before
+                put(index)
+            else:
+                future.add_done_callback(lambda _, index=index: put(index))
 
     def head_ended(self) -> bool:
         return next(iter(self._items)) in self._ended

@@ -6,6 +6,7 @@ A hit opens the local store and nothing else.  After a job that really ran, inpu
 take back the record of its result.
 """
 import contextlib
+import functools
 import os
 import sys
 import typing as _t
@@ -15,7 +16,8 @@ from .celltypes import plain_dumps
 from .checksum import Checksum
 from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, SeamlessError, UsageError
 from .inputs import decompress_to, readable
-from .session import Session
+from .progress import is_watched, size_text
+from .session import Request, Session
 from .settings import load_settings
 from .transformation import Meta, Outcome, Recipe
 
@@ -52,9 +54,9 @@ class _Run:
         arguments = self.arguments
         project, _, subproject = (arguments.project or "").partition(":")
         stage, _, substage = (arguments.stage or "").partition(":")
-        settings = load_settings(self.cwd, project=project or None, subproject=subproject or None, stage=stage or None,
-                                 substage=substage or None, node=arguments.node,
-                                 execution="process" if arguments.local else None, environ=os.environ)
+        load = functools.partial(load_settings, self.cwd, project=project or None, subproject=subproject or None, environ=os.environ)
+        settings = load(stage=stage or None, substage=substage or None, node=arguments.node, queue=arguments.queue,
+                        execution="process" if arguments.local else None)
         for warning in settings.warnings:
             self.say(warning)
         self.plan = command.build(self.words, self.command_options(), self.say)
@@ -63,7 +65,8 @@ class _Run:
                              "with --capture")
         self.warn_of_missed()
         self.say("transformation %s" % self.plan.recipe.checksum, 1)
-        self.session = Session(settings, local=arguments.local)
+        self.session = Session(settings, local=arguments.local, others=lambda: self.default_stage(load) if stage else (),
+                               who=None if arguments.quiet else PROGRAM)
         try:
             if arguments.undo:
                 return self.undo()
@@ -75,6 +78,14 @@ class _Run:
                 local=arguments.local, record=settings.record, label=self.label()))
         finally:
             self.session.close()
+
+    @staticmethod
+    def default_stage(load) -> _t.List[Session]:
+        """The session without ``--stage``: results of earlier commands, of which only a .CHECKSUM is here, are in its store."""
+        try:
+            return [Session(load(execution="process"))]
+        except SeamlessError:
+            return []                       # there may be nothing to be had without a stage
 
     # --- options --------------------------------------------------------------------------------------
 
@@ -168,8 +179,10 @@ class _Run:
     # --- running --------------------------------------------------------------------------------------
 
     def execute(self, meta: Meta) -> int:
+        value = not self.arguments.no_download
+        found = self.session.lookup_many([Request(recipe, value=value) for recipe in self.recipes()])
         for recipe in self.recipes():
-            outcome = self.session.lookup(recipe, value=not self.arguments.no_download)
+            outcome = found.get(recipe.checksum)
             if outcome is not None:
                 self.say("the result is cached", 1)
                 try:
@@ -237,11 +250,11 @@ class _Run:
         partial = getattr(error, "partial", None)
         if partial:                         # what the command had printed so far
             with contextlib.suppress(CacheMissError):
-                outputs.Results(self.session.store, Outcome(Checksum(partial))).print()
+                self.results(Outcome(Checksum(partial))).print()
         code = getattr(error, "returncode", None)
         if not isinstance(error, JobError) or not code:
             raise error
-        self.say(error.args[0], 0 if code < 0 or _is_watched() else 1)
+        self.say(error.args[0], 0 if code < 0 or is_watched() else 1)
         if len(self.words) > 1 and any(len(word.split()) > 1 for word in self.words):
             self.say("the quotes around words were removed by your shell; to keep them, write the command as -c '...'")
         return 128 - code if code < 0 else code
@@ -268,7 +281,7 @@ class _Run:
 
     def deliver(self, outcome: Outcome) -> int:
         """Print the result, or write the files.  Raises ``CacheMissError`` if the result is gone."""
-        results = outputs.Results(self.session.store, outcome)
+        results = self.results(outcome)
         if not self.plan.targets:
             results.print()
             return 0
@@ -279,18 +292,21 @@ class _Run:
         results.save(contents, self.cwd, download, self.say)
         return 0
 
+    def results(self, outcome: Outcome) -> outputs.Results:
+        return outputs.Results(self.session.supply, outcome, None if self.arguments.quiet else PROGRAM)
+
     # --- large transfers ------------------------------------------------------------------------------
 
     def is_remote(self) -> bool:
         """True if buffers go through a service, perhaps on another host."""
-        return self.session.stores_spec["buffers"].get("address") is not None
+        return self.session.store.remote
 
     def confirm_upload(self, files: _t.Mapping[Checksum, str]) -> None:
         names = list(files)
         missing = [files[name] for name, there in zip(names, self.session.store.has(names)) if not there]
         size = sum(os.path.getsize(path) for path in missing)
         if missing:
-            self.say("Upload %d files, total %s" % (len(missing), _size_text(size)), 0 if _is_watched() else 1)
+            self.say("Upload %d files, total %s" % (len(missing), size_text(size)), 0 if is_watched() else 1)
         if self.is_remote():
             self.confirm("Upload", len(missing), size)
 
@@ -302,7 +318,7 @@ class _Run:
         most_bytes = _read_size(prefix + "SIZE", limits[1])
         if self.arguments.yes or count <= most_files and size <= most_bytes:
             return
-        question = "%s %d files, total %s" % (what, count, _size_text(size))
+        question = "%s %d files, total %s" % (what, count, size_text(size))
         answer = "n" if self.arguments.no or sys.stdin is None or not sys.stdin.isatty() else ""
         while answer not in ("y", "yes", "n", "no"):
             sys.stderr.write(question + " (y/[n])? ")
@@ -317,23 +333,10 @@ def _say(text: str) -> None:
     program.say(PROGRAM, text)
 
 
-def _is_watched() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 def _listed(names: _t.Sequence[str]) -> str:
     """'a' / 'a' and 'b' / 'a', 'b' and 3 more."""
     shown = ["'%s'" % readable(name) for name in names[:5]] + (["%d more" % (len(names) - 5)] if len(names) > 5 else [])
     return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
-
-
-def _size_text(size: int) -> str:
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value /= 1000
-    return "%.4g %s" % (value, unit)
 
 
 def _read_size(variable: str, default) -> float:

@@ -40,8 +40,10 @@ class _State:
         if session is None:
             for warning in settings.warnings:
                 print("seamless_lite: " + warning, file=sys.stderr)
-            session = Session(settings, workers=self.workers)
+            session = Session(settings, workers=self.workers, others=lambda: self.sessions)
             session.connect()
+            if self.session not in self.sessions:           # what was computed before the first init()
+                self.sessions.append(self.session)
             self.sessions.append(session)
         self.session, self.stage, self.substage, self.configured = session, stage, substage, True
 
@@ -150,6 +152,21 @@ def close() -> None:
         atexit.unregister(_state.close)
         _state.__init__()
         atexit.register(_state.close)
+
+
+def dask_client(**options):
+    """A plain ``distributed.Client`` of the Dask cluster that the daskserver of the configuration manages.
+
+    ``options`` are passed on to it.  Needs dask here too; close it when done.  Raises ``ConfigurationError`` or ``ServiceError``.
+    """
+    from .daskclient import client          # like all that is about Dask
+    return client(session(), **options)
+
+
+def dashboard_link() -> str:
+    """Where a browser on this machine finds the dashboard of that Dask cluster.  Raises as ``dask_client``."""
+    from .daskclient import dashboard_link
+    return dashboard_link(session())
 
 
 def in_worker() -> bool:

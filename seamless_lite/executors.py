@@ -1,4 +1,4 @@
-"""Where a job runs: ``InProcess`` or ``Remote`` (a jobserver).  Both have the same five methods.
+"""Where a job runs: ``InProcess`` or ``Remote`` (a jobserver or daskserver).  Both have the same five methods.
 
     run(job, log_fd=None) -> Outcome       run it now and wait; the calling thread may do the work
     submit(job) -> Future[Outcome]         run it some time soon
@@ -16,6 +16,7 @@ from concurrent.futures import Future
 
 from .checksum import Checksum
 from .errors import JobCancelledError, SeamlessError, ServiceError
+from .queuewatch import QueueWatch
 from .transformation import Job, Outcome
 
 
@@ -108,30 +109,41 @@ class InProcess:
 
 
 class Remote:
-    """Runs jobs on a jobserver.  ``connect(again)`` gives a ``JobserverClient``.
+    """Runs jobs on a jobserver or daskserver.  ``connect(again)`` gives a ``JobserverClient``; ``who`` begins lines
+    that say what the jobs wait for.
 
-    A jobserver that is gone (idle exit, killed) is started again once per job: a job's id is its
-    checksum, so that sending it twice is harmless.
+    The client mends lost connections itself.  What fails nevertheless (a server here that exited or was killed, one
+    that was stopped) is connected to anew, and the jobs are sent again: a job's id is its checksum, so
+    that sending it twice is harmless.  That ends with an error that says it is final, or after ``DROPS``
+    without one outcome in between.
     """
+    DROPS = 5
 
     def __init__(self, connect: _t.Callable[[bool], object], parent: _t.Optional[Checksum] = None,
-                 close: _t.Callable[[], None] = lambda: None):
+                 close: _t.Callable[[], None] = lambda: None, who: _t.Optional[str] = None):
         self._connect = connect
         self._parent = parent
         self._close = close
-        self._lock = threading.Lock()
+        self._who = who
         self._client = None
         self._closed = False
-        self._submitted: _t.Dict[Checksum, Job] = {}
+        self.after_fork()
 
     def after_fork(self) -> None:
         """In a forked child: a client of its own, to the same jobserver."""
         self._lock = threading.Lock()
         self._client = None
-        self._submitted = {}
+        self._drops = 0
+        self._submitted: _t.Dict[Checksum, Job] = {}
+        self._queue = QueueWatch(lambda: self._client, self._who)
 
-    def _get(self, broken=None):
+    def _get(self, broken=None, error: _t.Optional[SeamlessError] = None):
+        """The client; ``broken``: another one than this, which failed with ``error``."""
         with self._lock:
+            if broken is not None and self._client in (broken, None):
+                self._drops += 1
+                if self._closed or self._drops > self.DROPS or getattr(error, "final", False):
+                    raise error
             if self._client is None or self._client is broken:
                 self._client = None             # also if this fails
                 self._client = self._connect(broken is not None)
@@ -141,32 +153,39 @@ class Remote:
         return client
 
     def run(self, job: Job, log_fd: _t.Optional[int] = None) -> Outcome:
-        client = self._get()
-        try:
-            return client.run(job, parent=self._parent, on_log=_writer(log_fd))
-        except ServiceError:
-            return self._get(broken=client).run(job, parent=self._parent, on_log=_writer(log_fd))
+        client, writer = self._get(), _writer(log_fd)
+        with self._queue:
+            while True:
+                try:
+                    outcome = client.run(job, parent=self._parent, on_log=writer)
+                    self._drops = 0
+                    return outcome
+                except ServiceError as exc:
+                    client = self._get(client, exc)
 
     def submit(self, job: Job) -> Future:
         future: Future = Future()
-        client = self._get()
+        clients = [self._get()]
         if self._parent is not None:
             self._submitted[job.checksum] = job
 
         def finished(outcome, error=None):
-            if error is None:
-                self._submitted.pop(job.checksum, None)
-                future.set_result(outcome)
-            elif isinstance(error, ServiceError) and not again and not self._closed:
-                again.append(True)
+            if isinstance(error, ServiceError):
                 try:
-                    self._get(broken=client).submit(job, finished, parent=self._parent)
+                    clients.append(self._get(clients[-1], error))
+                    clients[-1].submit(job, finished, parent=self._parent)
+                    return
                 except SeamlessError as exc:
-                    future.set_exception(exc)
+                    error = exc
+            self._submitted.pop(job.checksum, None)
+            self._queue.end()
+            if error is None:
+                self._drops = 0
+                future.set_result(outcome)
             else:
                 future.set_exception(error)
-        again: _t.List[bool] = []
-        client.submit(job, finished, parent=self._parent)
+        self._queue.begin()
+        clients[0].submit(job, finished, parent=self._parent)
         return future
 
     def help(self, checksum: Checksum) -> None:
@@ -177,12 +196,15 @@ class Remote:
             self._connect(False).run(job, parent=self._parent)
 
     def cancel(self, checksum: Checksum) -> None:
-        if self._client is not None:
-            self._client.cancel([checksum])
+        client = self._client
+        if client is not None:
+            client.cancel([checksum])
 
     def close(self) -> None:
+        self._closed = True                     # before the lock: whoever connects now gives up sooner
         with self._lock:
-            client, self._client, self._closed = self._client, None, True
+            client, self._client = self._client, None
+        self._queue.close()
         if client is not None:
             client.close()
         self._close()

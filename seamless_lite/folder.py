@@ -38,6 +38,8 @@ _TEMPORARY = re.compile(r"[0-9a-f]{64}(\.zst|\.gz|\.BUFFERLENGTH)?-[0-9a-f]{8}\Z
 
 class MemoryBuffers:
     """Buffers in the memory of this process.  Safe from several threads, as all stores are."""
+    #: True if each call is a message to another process, perhaps far away: then ask for many at once.
+    remote = False
 
     def __init__(self):
         self._buffers: _t.Dict[str, bytes] = {}
@@ -69,9 +71,31 @@ class MemoryBuffers:
             raise CorruptBufferError("the file %s changed while it was read" % path)
         return self.put(data)
 
+    def put_open(self, checksum, file: _t.BinaryIO) -> None:
+        """Store the rest of the open ``file``, in pieces, without asking first whether it is there.
+
+        Raises ``CorruptBufferError`` if that does not hash to ``checksum``.
+        """
+        data = file.read()
+        if Checksum.of(data) != Checksum(checksum):
+            raise CorruptBufferError("the data does not hash to %s" % checksum)
+        self.put(data)
+
     def has(self, checksums: _t.Iterable) -> _t.List[bool]:
         """For each checksum, whether it is there."""
         return [Checksum(checksum) in self._buffers for checksum in checksums]
+
+    def get_small(self, checksums: _t.Iterable, largest: int, total: int) -> _t.Dict[Checksum, _t.Optional[bytes]]:
+        """Those that are there: with their bytes, or None if these are more than ``largest``, or do not fit into ``total``."""
+        found: _t.Dict[Checksum, _t.Optional[bytes]] = {}
+        for checksum in dict.fromkeys(map(Checksum, checksums)):
+            length = self.length(checksum)
+            fits = length is not None and length <= min(largest, total)
+            data = self.get(checksum) if fits else None
+            total -= len(data or b"")
+            if data is not None or length is not None and not fits:     # else it is damaged
+                found[checksum] = data
+        return found
 
     def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
         """A seekable binary file with the (uncompressed) content, for the caller to close; None if not there."""
@@ -86,6 +110,10 @@ class MemoryBuffers:
         """The number of bytes; None if not there."""
         data = self.get(checksum)
         return None if data is None else len(data)
+
+    def lengths(self, checksums: _t.Iterable) -> _t.List[_t.Optional[int]]:
+        """``length`` of each."""
+        return [self.length(checksum) for checksum in checksums]
 
     def close(self) -> None:
         """Give back what is held open."""
@@ -145,7 +173,8 @@ class Folder:
                 return sum(map(len, compressed.pieces(path, suffix)))
         return None
 
-    close = MemoryBuffers.close
+    remote, close = False, MemoryBuffers.close
+    get_small, lengths = MemoryBuffers.get_small, MemoryBuffers.lengths
 
     def _paths(self, checksum, suffixes=SUFFIXES):
         """Where the buffer may be, in the order in which it is looked for."""
@@ -259,6 +288,9 @@ class Folder:
                 if suffix or not (move and batch.adopt(path, checksum)):
                     batch.write(checksum, read_source(path, suffix))
         return checksum
+
+    def put_open(self, checksum, file: _t.BinaryIO) -> None:
+        self.put_stream(checksum, iter(lambda: file.read(CHUNK), b""))
 
     def put_stream(self, checksum, pieces: _t.Iterable[bytes], suffix: str = "") -> bool:
         """Store the buffer ``checksum`` from ``pieces`` of its plain form, or of its compressed form.

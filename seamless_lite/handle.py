@@ -1,12 +1,16 @@
 """``Transformation``: one computation in the user's hands, from its arguments to its value.
 
     start() walks the dependencies, children first; each transformation waits for a count of unfinished
-    dependencies to reach zero, fills their result checksums into its recipe, and submits it.  No thread
-    waits for a dependency: the completion of one starts the next.
+    dependencies to reach zero, fills their result checksums into its recipe, and is ready.  Those that are
+    ready together are submitted together (start_all).  No thread waits for a dependency: the completion
+    of one starts the next.
 
     run(), compute(), value wait; a waiting thread runs in-process jobs itself that nobody has begun.
 """
 import collections
+import contextlib
+import itertools
+import logging
 import os
 import threading
 import typing as _t
@@ -15,16 +19,124 @@ from . import config
 from .celltypes import Buffer
 from .checksum import Checksum
 from .errors import CacheMissError, JobCancelledError, JobError, SeamlessError
+from .session import Request
 from .transformation import Meta, Outcome, Recipe
+
+log = logging.getLogger(__name__)
+#: So many transformations at most are submitted together.
+TOGETHER = 1000
+
 
 def _reset() -> None:
     """For a new process: a forked child has none of the threads that held the lock or emptied the queue."""
-    global _lock, _ready
-    _lock, _ready = threading.RLock(), threading.local()
+    global _lock, _ready, _later
+    _lock, _ready, _later = threading.RLock(), _Ready(), _Later()
+
+
+def start_all(transformations: _t.Iterable["Transformation"]) -> None:
+    """``start`` them all, together: with a server far away that takes a few messages, and not some for each."""
+    order: _t.List["Transformation"] = []
+    for transformation in transformations:
+        found = transformation._unstarted()
+        for node in found:
+            node._prepare()
+        order += found
+    with _ready.hold():
+        for node in order:
+            node._one_less()                # the one that _prepare counted extra, so that nothing began early
+
+
+class _Ready(threading.local):
+    """The transformations of this thread that are ready to be submitted."""
+
+    def __init__(self):
+        self._nodes: "collections.deque[Transformation]" = collections.deque()
+        self.held = False
+
+    @contextlib.contextmanager
+    def hold(self):
+        """What gets ready in the ``with`` block is submitted at its end, unless another one is around it."""
+        if self.held:
+            yield
+            return
+        self.held = True
+        try:
+            yield
+            self._submit()
+        except BaseException as exc:        # Ctrl-C, or a bug: whoever waits must hear of it
+            for node in self._nodes:
+                node._end(error=exc if isinstance(exc, Exception) else JobCancelledError(
+                    "transformation %s was interrupted before it began" % node._name))
+            self._nodes.clear()
+            raise
+        finally:
+            self.held = False
+
+    def put(self, node: "Transformation") -> None:
+        self._nodes.append(node)
+
+    def _submit(self) -> None:
+        """All; and those that get ready because these are hits: so a long chain of hits is a loop and no recursion."""
+        while self._nodes:
+            batch = list(itertools.islice(self._nodes, TOGETHER))
+            _submit_all(batch)
+            for _ in batch:
+                self._nodes.popleft()
+
+
+class _Later:
+    """Submits, in a thread of its own, what gets ready when a job far away has ended.
+
+    The thread that tells of such ends does not wait for the network; meanwhile more gets ready, and is submitted together.
+    """
+
+    def __init__(self):
+        self._nodes: _t.List["Transformation"] = []
+        self._is_working = False
+        self._lock = threading.Lock()
+
+    def put(self, node: "Transformation") -> None:
+        with self._lock:
+            self._nodes.append(node)
+            if not self._is_working:
+                self._is_working = True
+                threading.Thread(target=self._work, name="seamless-submit", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                nodes, self._nodes = self._nodes, []
+                self._is_working = bool(nodes)
+            if not nodes:
+                return
+            try:
+                with _ready.hold():
+                    for node in nodes:
+                        _ready.put(node)
+            except Exception:               # a defect of ours; those who wait have heard of it
+                log.exception("%d transformations could not be submitted", len(nodes))
+
+
+def _submit_all(nodes: _t.Iterable["Transformation"]) -> None:
+    """Submit these, or end them if that cannot be."""
+    ready: _t.Dict[_t.Any, _t.List["Transformation"]] = {}
+    for node in nodes:
+        if node._completed():
+            ready.setdefault(node._session, []).append(node)
+    for session, members in ready.items():
+        try:
+            futures = session.submit_many([Request(node._recipe, node._meta, node._buffers, node._keep) for node in members])
+        except SeamlessError as exc:
+            for node in members:
+                node._end(error=exc)
+            continue
+        for node, future in zip(members, futures):
+            future.add_done_callback(node._land)
 
 
 _lock = threading.RLock()           # guards the few fields that say how far a transformation is
-_ready = threading.local()          # transformations to submit, so that a long chain of hits is a loop and no recursion
+_ready = _Ready()
+_later = _Later()
 os.register_at_fork(after_in_child=_reset)
 
 
@@ -67,11 +179,7 @@ class Transformation:
 
     def start(self) -> "Transformation":
         """Begin, dependencies first, and return self at once."""
-        order = self._unstarted()
-        for transformation in order:
-            transformation._prepare()
-        for transformation in order:
-            transformation._one_less()          # the one that _prepare counted extra, so that nothing began early
+        start_all([self])
         return self
 
     def task(self):
@@ -232,13 +340,18 @@ class Transformation:
                     self._submitted = False
 
     def _wait(self) -> None:
-        for transformation in self._unended():
-            transformation._help()
-        self._future.exception()                            # waits; what went wrong is in self._error by then
+        from concurrent.futures import wait
+        pause_s = 0.05
+        while not self._future.done():
+            self._lend()
+            wait([self._future], pause_s)                   # then look again: others may have been submitted meanwhile
+            pause_s = min(2 * pause_s, 2.0)
 
-    def _help(self) -> None:
-        if self._submitted and not self._ended:
-            self._session.help(self._recipe.checksum)
+    def _lend(self) -> None:
+        """Let the calling thread, which is going to wait for this, do what it can for it."""
+        for transformation in self._unended():
+            if transformation._submitted and not transformation._ended:
+                transformation._session.help(transformation._recipe.checksum)
 
     async def _await(self):
         import asyncio
@@ -294,36 +407,29 @@ class Transformation:
             if self._unfinished or self._submitted or self._ended:
                 return
             self._submitted = True
-        queue = _ready.__dict__.setdefault("queue", collections.deque())
-        queue.append(self)
-        if len(queue) > 1:                                  # a frame below us is emptying the queue
+        if not _ready.held and self._session.store.remote:
+            _later.put(self)
             return
-        try:
-            while queue:
-                queue[0]._submit()
-                queue.popleft()
-        except BaseException as exc:                        # Ctrl-C, or a bug: whoever waits must hear of it
-            while queue:
-                node = queue.popleft()
-                node._end(error=exc if isinstance(exc, Exception) else JobCancelledError(
-                    "transformation %s was interrupted before it began" % node._name))
-            raise
+        with _ready.hold():
+            _ready.put(self)
 
-    def _submit(self) -> None:
+    def _completed(self) -> bool:
+        """Fill in the results of the dependencies; False if one failed, or must be made again first."""
         failed = next((name for name, d in self._dependencies.items() if d._error is not None), None)
         if failed is not None:
             self._end(error=_dependency_error(failed, self._dependencies[failed]))
-            return
+            return False
         try:
             self._construct()
-            if self._dependencies and self._session.lookup(self._recipe, self._keep) is None and self._revive():
-                return
-            future = self._session.submit(self._recipe, self._meta, self._buffers, value=self._keep)
+            forgotten = any(not d._keep and d._outcome.buffer is None for d in self._dependencies.values())
+            return not (forgotten and self._session.lookup(self._recipe, self._keep) is None and self._revive())
         except SeamlessError as exc:
             self._end(error=exc)
-            return
-        future.add_done_callback(lambda done: self._end(done.result() if done.exception() is None else None,
-                                                        done.exception()))
+            return False
+
+    def _land(self, done) -> None:
+        """The future ``done`` of the outcome has ended."""
+        self._end(done.result() if done.exception() is None else None, done.exception())
 
     def _make_kept(self) -> bool:
         """If this is a scratch result of which only the checksum is known, forget that it has ended; False if not."""

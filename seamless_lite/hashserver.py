@@ -1,10 +1,12 @@
 """The hashserver: buffers over HTTP, from and into a ``Folder``; its client; the program.
 
-Every request is that of Seamless 1.x (compat/http.md section 1), except one of our own for many small buffers:
+Every request is that of Seamless 1.x (compat/http.md section 1), except two of our own for many small buffers:
 
-    POST /put  frames                 -> {"stored": n}, all durable
+    POST /put  frames                                          -> {"stored": n}, all durable
+    POST /get  {"checksums": [...], "largest": n, "total": n}  -> frames of those that are there
 
-A frame is ``<checksum> <length>`` and a newline, then the content.
+A frame is ``<checksum> <length>`` and a newline, then the content; in an answer also ``<checksum> -`` for a buffer
+that is there, but has more than ``largest`` bytes, or does not fit into ``total``.
 
 Nothing larger than such a batch is held in memory.  An upload is hashed while it is written to a temporary
 file.  A download is verified before its first byte, by reading the file once more, when this process serves
@@ -29,10 +31,12 @@ from .httpmessage import HttpError, Reply, Request
 PROMISE_S = 600.0
 POLL_S = 0.5                # somebody else may write to the folder too, and says nothing
 BATCH_BYTES = 8 << 20       # content of one batch; with its copies and the interpreter that stays below 64 MB
-BATCH_BUFFERS = 1000
+BATCH_BUFFERS = 4000
 SINGLE_BYTES = 1 << 20      # larger buffers travel alone
+LIST_CHECKSUMS = 10000      # asked for in one request
+EMPTY = Checksum.of(b"")
 _SUFFIXES = {coding: suffix for suffix, coding in ENCODINGS.items()}
-_FRAME = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,9})\n")
+_FRAME = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,9}|-)\n")
 
 
 class HashService(Service):
@@ -50,7 +54,7 @@ class HashService(Service):
             ("GET", buffer, self.get), ("PUT", buffer, self.put),
             ("GET", re.compile("/has"), self.has), ("GET", re.compile("/has-now"), self.has_now),
             ("GET", re.compile("/buffer-length"), self.buffer_length),
-            ("POST", re.compile("/put"), self.put_batch)]
+            ("POST", re.compile("/put"), self.put_batch), ("POST", re.compile("/get"), self.get_batch)]
         if folder.writable:
             self.routes.append(("PUT", re.compile("/promise/([0-9a-fA-F]{64})"), self.promise))
 
@@ -141,7 +145,7 @@ class HashService(Service):
         self._check_writable()
         buffers = dict(unframe(request.read(2 * BATCH_BYTES)))
         for checksum, data in buffers.items():
-            if Checksum.of(data) != checksum:
+            if data is None or Checksum.of(data) != checksum:
                 raise HttpError(400, "what was sent as %s does not hash to it" % checksum)
         self.folder.put_many(buffers.values())
         with self._changed:
@@ -149,6 +153,17 @@ class HashService(Service):
                 self._promises.pop(checksum, None)
             self._changed.notify_all()
         return {"stored": len(buffers)}
+
+    def get_batch(self, request: Request) -> bytes:
+        """POST /get; says what is there now, and waits for nothing."""
+        wanted = request.json()
+        if not isinstance(wanted, dict):
+            raise HttpError(400, "the body is not a JSON object")
+        limits = [wanted.get(name) for name in ("largest", "total")]
+        if any(type(limit) is not int or limit < 0 for limit in limits):
+            raise HttpError(400, "'largest' and 'total' are numbers of bytes")
+        found = self.folder.get_small(_checksums(wanted.get("checksums")), *(min(limit, BATCH_BYTES) for limit in limits))
+        return b"".join(frame(*item) for item in found.items())
 
     # ---- the parts
 
@@ -219,20 +234,22 @@ def _ranged(file, wanted: _t.Optional[str], headers, checksum) -> Reply:
     return Reply(file, 206, {**headers, "Content-Range": "bytes %d-%d/%d" % (first, last, size)}, length=last - first + 1)
 
 
-def frame(checksum: str, data: bytes) -> bytes:
-    """One buffer of a batch."""
-    return b"%s %d\n%s" % (checksum.encode("ascii"), len(data), data)
+def frame(checksum: str, data: _t.Optional[bytes]) -> bytes:
+    """One buffer of a batch; None: it is there, but not sent."""
+    name = checksum.encode("ascii")
+    return b"%s -\n" % name if data is None else b"%s %d\n%s" % (name, len(data), data)
 
 
-def unframe(body: bytes) -> _t.Iterator[_t.Tuple[Checksum, bytes]]:
+def unframe(body: bytes) -> _t.Iterator[_t.Tuple[Checksum, _t.Optional[bytes]]]:
     """The buffers of a batch.  Raises ``SeamlessError``."""
     position = 0
     while position < len(body):
         head = _FRAME.match(body, position)
-        end = head.end() + int(head[2]) if head else 0
+        length = int(head[2]) if head and head[2] != b"-" else 0
+        end = head.end() + length if head else 0
         if not head or end > len(body):
             raise SeamlessError("a batch of buffers is not well formed at byte %d" % position)
-        yield Checksum(head[1].decode("ascii")), body[head.end():end]
+        yield Checksum(head[1].decode("ascii")), None if head[2] == b"-" else body[head.end():end]
         position = end
 
 
@@ -241,11 +258,28 @@ class HashserverClient(HttpClient):
 
     Works with a hashserver of Seamless 1.x too.  Raises ``ServiceError`` and its kin.
     """
+    remote = True
 
     def get(self, checksum) -> _t.Optional[bytes]:
         checksum = Checksum(checksum)
         answer = self._download(checksum)
         return None if answer is None else self._verified(answer.body, Checksum.of(answer.body), checksum)
+
+    def get_small(self, checksums: _t.Iterable, largest: int, total: int) -> _t.Dict[Checksum, _t.Optional[bytes]]:
+        """As ``MemoryBuffers.get_small``; a batch, or what is sent at most, is bounded too."""
+        names, found = list(dict.fromkeys(map(Checksum, checksums))), {}
+        for start in range(0, len(names), LIST_CHECKSUMS):
+            part = names[start:start + LIST_CHECKSUMS]
+            answer = self.request("POST", "/get", json={"checksums": part, "largest": largest, "total": max(0, total)})
+            if answer.status in (404, 405):     # Seamless 1.x
+                found.update((name, None) for name, there in zip(part, self.has(part)) if there)
+                continue
+            for name, data in unframe(answer.expect(200).body):
+                if data is not None:
+                    self._verified(data, Checksum.of(data), name)
+                found[name] = data
+            total -= len(answer.body)
+        return found
 
     def put(self, data: bytes) -> Checksum:
         checksum = Checksum.of(data)
@@ -280,35 +314,51 @@ class HashserverClient(HttpClient):
                 self._upload(checksum, file=file)
         return checksum
 
+    def put_open(self, checksum, file: _t.BinaryIO) -> None:
+        """As ``MemoryBuffers.put_open``; ``file`` can seek."""
+        self._upload(Checksum(checksum), file=file)
+
     def has(self, checksums: _t.Iterable) -> _t.List[bool]:
         names = list(map(Checksum, checksums))
-        parts = [names[start:start + 10000] for start in range(0, len(names), 10000)]
+        parts = [names[start:start + LIST_CHECKSUMS] for start in range(0, len(names), LIST_CHECKSUMS)]
         return [there for part in parts for there in self._list("/has-now", part)]
 
     def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
         """As ``MemoryBuffers.open``: downloaded into a nameless temporary file."""
         import tempfile         # only downloads need it
-        checksum, file = Checksum(checksum), tempfile.TemporaryFile()
+        file = tempfile.TemporaryFile()
         try:
-            if self._download(checksum, into=file) is not None:
+            if self.download(checksum, file):
                 file.seek(0)
-                found = hash_pieces(iter(lambda: file.read(SINGLE_BYTES), b""))
-                file.seek(0)
-                return self._verified(file, found, checksum)
+                return file
         except BaseException:
             file.close()
             raise
         file.close()
         return None
 
+    def download(self, checksum, file) -> bool:
+        """Write the content to ``file``, which is empty and can seek, and verify it; False if it is not there."""
+        checksum = Checksum(checksum)
+        if self._download(checksum, into=file) is None:
+            return False
+        file.seek(0)
+        self._verified(file, hash_pieces(iter(lambda: file.read(SINGLE_BYTES), b"")), checksum)
+        return True
+
     path = MemoryBuffers.path
 
     def length(self, checksum) -> _t.Optional[int]:
         """As ``MemoryBuffers.length``; waits for an upload that is under way."""
-        [length] = self._list("/buffer-length", [Checksum(checksum)])
-        if length is True:
-            return None         # only promised
-        return length or (0 if checksum == Checksum.of(b"") and self.has([checksum])[0] else None)
+        return self.lengths([checksum])[0]
+
+    def lengths(self, checksums: _t.Iterable) -> _t.List[_t.Optional[int]]:
+        names, found = list(map(Checksum, checksums)), []
+        for start in range(0, len(names), LIST_CHECKSUMS):
+            found += self._list("/buffer-length", names[start:start + LIST_CHECKSUMS])
+        empty = 0 if EMPTY in names and self.has([EMPTY])[0] else None          # 0 also means that it is not there
+        return [empty if name == EMPTY else None if length is True else length or None     # True: only promised
+                for name, length in zip(names, found)]
 
     def _download(self, checksum, **options) -> _t.Optional[Answer]:
         """The answer with the buffer; None if it is not there."""

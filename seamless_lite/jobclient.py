@@ -1,9 +1,13 @@
-"""``JobserverClient``: has jobs run by a jobserver.
+"""``JobserverClient``: has jobs run by a jobserver, or a daskserver.
 
 ``run`` waits for one job: one request, which is answered when the job has ended, or repeated until it has.
 ``submit`` is for many: one thread sends what has been collected in one request, another waits for whatever
 has ended; both exist only while there is something to do.  A job's id is its checksum and each submission
 has a token, so that any request may be repeated: a job that ended meanwhile is not run again.
+
+A connection that is lost is mended, as often as needed and as long as ``mend`` has patience; meanwhile the jobs
+go on.  A server that died with its jobs is another one afterwards, and gets them again; after five such
+deaths without an outcome the jobs are held to be the reason.
 
 After a fork the child is a client of its own, which waits for nothing; the parent's jobs stay the parent's.
 """
@@ -29,6 +33,7 @@ _QUIET_S = 0.1
 _BATCH_JOBS = 500
 _BATCH_BYTES = 8 << 20
 _ABANDON_S = 3.0            # telling the server that a job was given up takes no longer
+_DEATHS = 5                 # of servers, without one outcome in between
 _LINGER_S = 0.5             # the sending thread ends when it has had nothing to do for so long
 log = logging.getLogger(__name__)
 
@@ -46,11 +51,15 @@ class _Submitted:
 class JobserverClient:
     """The jobserver at ``address``.  Safe from several threads.
 
-    All methods raise ``ServiceError`` if the jobserver cannot be reached, or died meanwhile.
+    ``mend`` is that of ``HttpClient``, ``pid`` the process that is the server now.  All methods raise ``ServiceError``
+    if the jobserver cannot be reached, or died meanwhile; its attribute ``final`` is true if asking again is no use.
     """
 
-    def __init__(self, address: str, secret: _t.Optional[bytes] = None):
-        self._http = HttpClient(address, secret)
+    def __init__(self, address: str, secret: _t.Optional[bytes] = None, mend: _t.Optional[_t.Callable[[], object]] = None,
+                 pid: _t.Optional[int] = None):
+        self._mend, self._pid, self._deaths = mend, pid, 0
+        self._http = HttpClient(address, secret, mend=self._mended if mend is not None else None)
+        self._plain = HttpClient(address, secret)       # for what is not worth waiting for a lost connection
         self._begin()
         _clients.add(self)
 
@@ -97,6 +106,7 @@ class JobserverClient:
             answer = self._post("/jobs", {**body, "wait": wait}, wait)
             data = answer["outcomes"].get(id)
             if data is not None:
+                self._deaths = 0
                 if follow is not None and data.get("logs"):
                     for _ in follow:
                         pass
@@ -111,7 +121,7 @@ class JobserverClient:
     def _abandon(self, id: str) -> None:
         """Cancel a job that nobody here waits for any more, if that can be done quickly."""
         try:
-            self._http.request("POST", "/cancel", json={"client": self.name, "ids": [id], "force": False}, timeout_s=_ABANDON_S)
+            self._plain.request("POST", "/cancel", json={"client": self.name, "ids": [id], "force": False}, timeout_s=_ABANDON_S)
         except SeamlessError as exc:
             log.info("job %s could not be cancelled: %s", id, exc)
 
@@ -229,6 +239,8 @@ class JobserverClient:
     def _finish(self, id: str, data: _t.Optional[dict], error: _t.Optional[SeamlessError] = None) -> None:
         with self._changed:
             entry = self._pending.pop(id, None)
+        if data is not None:
+            self._deaths = 0
         if entry is None:
             return                          # it came twice
         try:
@@ -244,9 +256,13 @@ class JobserverClient:
     # --- questions ------------------------------------------------------------------------------------
 
     def cancel(self, ids: _t.Iterable[str], force: bool = False) -> _t.Dict[str, str]:
-        """Kill jobs that nobody else waits for (``force``: in any case).  Returns id -> state."""
+        """Kill jobs that nobody else waits for (``force``: in any case).  Returns id -> state.
+
+        A lost connection is not waited for.
+        """
         ids = [str(id) for id in ids]
-        states = self._post("/cancel", {"client": self.name, "ids": ids, "force": force}, WAIT_S)["states"]
+        states = self._plain.request("POST", "/cancel", json={"client": self.name, "ids": ids, "force": force},
+                                     timeout_s=WAIT_S + _GRACE_S).expect(200).json()["states"]
         for id in ids:
             with self._changed:
                 unsent = id in self._outbox
@@ -266,6 +282,10 @@ class JobserverClient:
         answer = self._post("/logs", {"id": str(id), "offset": offset, "timeout": timeout_s}, timeout_s)
         return answer["offset"], base64.b64decode(answer["data"]), answer["done"]
 
+    def info(self) -> dict:
+        """What the server says about itself.  A lost connection is not waited for."""
+        return self._plain.request("GET", "/info", timeout_s=WAIT_S).expect(200).json()
+
     def close(self) -> None:
         """Close the connections; what was submitted and has not ended gets a ``ServiceError``."""
         with self._changed:
@@ -274,9 +294,35 @@ class JobserverClient:
         for id in lost:
             self._finish(id, None, ServiceError("the connection to the jobserver was closed before job %s ended" % id))
         self._http.close()
+        self._plain.close()
 
     def _post(self, target: str, body: dict, wait_s: float) -> dict:
-        return self._http.request("POST", target, json=body, timeout_s=wait_s + _GRACE_S).expect(200).json()
+        for _ in range(_DEATHS):
+            try:
+                return self._http.request("POST", target, json=body, timeout_s=wait_s + _GRACE_S).expect(200).json()
+            except DeadlineError as exc:    # it was to answer much earlier: it hangs, or the line is dead and does not say so
+                silence = ServiceError(str(exc))
+                if self._mend is None:
+                    break
+                self._mended()
+        raise silence
+
+    def _mended(self) -> None:
+        """Bring the connection back, and look who is there.  Raises ``ServiceError``."""
+        assert self._mend is not None
+        self._mend()
+        try:
+            pid = self.info()["pid"]
+        except (SeamlessError, KeyError):
+            return                          # the request that is repeated now will say what is wrong
+        if self._pid is not None and pid != self._pid:
+            self._deaths += 1
+        self._pid = pid
+        if self._deaths >= _DEATHS:
+            error = ServiceError("the server at %s died %d times while the same jobs were running, and none of them ended: see its log"
+                                 % (self._http.address, _DEATHS))
+            error.final = True              # type: ignore[attr-defined]
+            raise error
 
     def _token(self) -> str:
         with self._changed:

@@ -3,6 +3,7 @@ result (compat/bash.md section 6).
 
 Inputs are copied (or reflinked), never linked: a job may write to its files, the store's must not change.
 """
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from .celltypes import deserialize, plain_dumps, plain_loads, serialize
 from .checksum import CHUNK, Checksum
 from .errors import CelltypeError, JobError
 from .mixed import is_binary_buffer, load_numpy
+from .transfer import read_many
 from .transformation import Recipe
 from .values import fetch, missing_error, store_value
 
@@ -76,7 +78,7 @@ def _what(name: str) -> str:
 
 def _write_folder(store, checksum, target: str, suffix: str, name: str) -> None:
     index = plain_loads(fetch(store, checksum, _what(name)))
-    made = set()
+    made, files = set(), {}
     os.makedirs(target, exist_ok=True)
     for path, leaf in index.items():
         full = os.path.normpath(os.path.join(target, path))
@@ -86,13 +88,20 @@ def _write_folder(store, checksum, target: str, suffix: str, name: str) -> None:
         if parent not in made:
             os.makedirs(parent, exist_ok=True)
             made.add(parent)
-        write_buffer(store, Checksum(leaf), full + suffix, suffix, "%s/%s" % (name, path))
+        files.setdefault(Checksum(leaf), []).append((full + suffix, "%s/%s" % (name, path)))
+    for leaf, data in read_many(store, files) if store.remote else dict.fromkeys(files).items():
+        for full, label in files[leaf]:
+            write_buffer(store, leaf, full, suffix, label, data)
 
 
-def write_buffer(store, checksum, target: str, suffix: str, name: str) -> None:
-    """Write a buffer to the file ``target``, compressed if ``suffix`` says so; never held in memory as a whole."""
-    path = store.path(checksum)
-    source = open(path, "rb", buffering=0) if path is not None else store.open(checksum)
+def write_buffer(store, checksum, target: str, suffix: str, name: str, data: _t.Optional[bytes] = None) -> None:
+    """Write a buffer to the file ``target``, compressed if ``suffix`` says so; never held in memory as a whole.
+
+    ``data`` are its bytes if the caller has them.
+    """
+    path = store.path(checksum) if data is None else None
+    source = (io.BytesIO(data) if data is not None else open(path, "rb", buffering=0) if path is not None
+              else store.open(checksum))
     if source is None:
         raise missing_error(checksum, _what(name))
     with source, open(target, "wb") as out:

@@ -30,9 +30,9 @@ class _Layers:
                 found = self._ask(layer, method, None, checksum)
         return found
 
-    def _ask(self, layer, method: str, default, argument):
+    def _ask(self, layer, method: str, default, *arguments):
         try:
-            return getattr(layer, method)(argument)
+            return getattr(layer, method)(*arguments)
         except ServiceError as exc:
             log.warning("left out from now on: %s", exc)
             self._others = [other for other in self._others if other is not layer]
@@ -55,6 +55,28 @@ class LayeredBuffers(_Layers):
 
     def length(self, checksum):
         return self._first("length", checksum)
+
+    def lengths(self, checksums):
+        names = list(checksums)
+        found = self._top.lengths(names)
+        for layer in list(self._others):
+            missing = [n for n, length in enumerate(found) if length is None]
+            answers = self._ask(layer, "lengths", [None] * len(missing), [names[n] for n in missing])
+            for n, length in zip(missing, answers):
+                found[n] = length
+        return found
+
+    @property
+    def remote(self) -> bool:
+        return any(layer.remote for layer in [self._top, *self._others])
+
+    def get_small(self, checksums, largest, total):
+        names = list(checksums)
+        found = dict(self._top.get_small(names, largest, total))
+        for layer in list(self._others):
+            missing = [name for name in names if name not in found]
+            found.update(self._ask(layer, "get_small", {}, missing, largest, total))
+        return found
 
     def has(self, checksums):
         checksums = list(checksums)

@@ -19,26 +19,68 @@ from .durable import remove_file
 from .errors import CacheMissError, SeamlessError
 from .inputs import parse_index, read_checksum_file
 from .program import write_output
+from .progress import Progress, is_watched
 from .script import Target
 
 TOUCH_S = 30.0          # how often a .FUTURE file is touched; readers give up after 120 s
 
 
 class Results:
-    """Reads the result of one command from ``store``; ``outcome`` may hold its bytes itself."""
+    """Reads the result of one command from the store of ``supply``; ``outcome`` may hold its bytes itself.
 
-    def __init__(self, store, outcome):
-        self.store = store
+    ``who`` begins the lines that tell of large downloads; None: there are none.
+    """
+
+    def __init__(self, supply, outcome, who: _t.Optional[str] = None):
+        self.supply = supply
         self.outcome = outcome
+        self.who = who
 
-    def open(self, checksum: Checksum) -> _t.BinaryIO:
+    @property
+    def store(self):
+        return self.supply.store
+
+    def open(self, checksum: Checksum, progress: _t.Optional[Progress] = None) -> _t.BinaryIO:
         """A binary file with this content.  Raises ``CacheMissError``."""
-        if checksum == self.outcome.result and self.outcome.buffer is not None:
-            return io.BytesIO(self.outcome.buffer)
-        file = self.store.open(checksum)
+        data = self.outcome.buffer if checksum == self.outcome.result else None
+        if data is None:
+            data = self.supply.held(checksum)
+        file = io.BytesIO(data) if data is not None else self.fetch(checksum, progress)
         if file is None:
             raise CacheMissError("the result %s is not in the store any more; run the command again" % checksum)
         return file
+
+    def fetch(self, checksum: Checksum, progress: _t.Optional[Progress]) -> _t.Optional[_t.BinaryIO]:
+        """The file in the store, or a nameless temporary one with what was downloaded; None if it is not there."""
+        if not self.store.remote:
+            return self.store.open(checksum)
+        import tempfile                     # these are only for results that are far away
+        from .transfer import download
+        file = tempfile.TemporaryFile()
+        try:
+            if download(self.store, checksum, file, self.who, progress):
+                file.seek(0)
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return None
+
+    def each(self, index: _t.Mapping[str, Checksum], progress: Progress) -> _t.Iterator[_t.Tuple[str, _t.BinaryIO]]:
+        """(name, open file) for each entry, in any order; from far away small ones come in batches."""
+        names: _t.Dict[Checksum, _t.List[str]] = {}
+        for name, checksum in index.items():
+            names.setdefault(checksum, []).append(name)
+        contents: _t.Iterable = ((checksum, None) for checksum in names)
+        if self.store.remote:
+            from .transfer import read_many
+            contents = read_many(self.store, names)
+        for checksum, data in contents:
+            progress.add(len(data or b""))
+            for name in names[checksum]:
+                with (self.open(checksum, progress) if data is None else io.BytesIO(data)) as file:
+                    yield name, file
 
     def print(self) -> None:
         """Write the result to standard output, byte by byte.  Raises ``BrokenPipeError``, ``SeamlessError``."""
@@ -61,36 +103,37 @@ class Results:
 
     def size(self, contents: _t.Mapping) -> _t.Tuple[int, int]:
         """(number of files, number of bytes) of what ``contents`` returned."""
-        checksums = [checksum for content in contents.values()
-                     for checksum in ([content] if isinstance(content, str) else content.values())]
-        return len(checksums), sum(self.store.length(checksum) or 0 for checksum in checksums)
+        checksums = _checksums(contents.values())
+        return len(checksums), sum(length or 0 for length in self.store.lengths(checksums))
 
     def save(self, contents: _t.Mapping, cwd: str, download: bool = True,
              say: _t.Callable[[str], None] = lambda text: None) -> None:
         """Write every target and its sidecars below ``cwd``.  Raises ``SeamlessError``, ``CacheMissError``."""
-        for target, content in contents.items():
-            local = _local_path(target, cwd)
-            try:
-                os.makedirs(os.path.dirname(local), exist_ok=True)
-                if _is_special(local):
-                    self.write_special(content, local)
-                else:
-                    self.save_one(content, local, download, say)
-            except OSError as exc:
-                raise SeamlessError("the result '%s' cannot be written: %s" % (target.local, exc.strerror)) from exc
+        total = self.size(contents)[1] if download and self.store.remote and self.who is not None and is_watched() else 0
+        with Progress("download", total, self.who) as progress:
+            for target, content in contents.items():
+                local = _local_path(target, cwd)
+                try:
+                    os.makedirs(os.path.dirname(local), exist_ok=True)
+                    if _is_special(local):
+                        self.write_special(content, local)
+                    else:
+                        self.save_one(content, local, progress if download else None, say)
+                except OSError as exc:
+                    raise SeamlessError("the result '%s' cannot be written: %s" % (target.local, exc.strerror)) from exc
 
-    def save_one(self, content, local: str, download: bool, say) -> None:
+    def save_one(self, content, local: str, download: _t.Optional[Progress], say) -> None:
         """One target and its sidecars."""
         is_file = isinstance(content, str)
         index = b"" if is_file else plain_dumps(content)
         checksum = content if is_file else Checksum.of(index)
         if _sidecar(local) != checksum:
             remove_file(local + ".CHECKSUM")
-        if download:
+        if download is not None:
             if is_file:
-                self.write_file(content, local)
+                self.write_file(content, local, download)
             else:
-                self.write_directory(content, local)
+                self.write_directory(content, local, download)
         elif is_file and os.path.exists(local) and not self.is_same(content, local):
             say("'%s' stays as it is, but is not the new result that '%s.CHECKSUM' names"
                 % (local, local))
@@ -101,33 +144,42 @@ class Results:
             _write_aside(local + ".INDEX", io.BytesIO(index))
         _write_aside(local + ".CHECKSUM", io.BytesIO(checksum.encode("ascii") + b"\n"))
 
-    def write_file(self, checksum: Checksum, path: str) -> None:
+    def write_file(self, checksum: Checksum, path: str, progress: Progress) -> None:
         """Make ``path`` a file with this content, unless it is one."""
+        path = self.real_path(path)
+        if not self.is_same(checksum, path):
+            check_writable(path)
+            with self.open(checksum, progress) as file:
+                _write_aside(path, file)
+
+    @staticmethod
+    def real_path(path: str) -> str:
+        """The file to write to; refuses a directory."""
         path = os.path.realpath(path)       # a link stays a link, as with '>'
         if os.path.isdir(path):
             raise SeamlessError("the result '%s' is a file, but a directory of that name is here; remove it, or give "
                                 "the result another name with --capture SRC:DST" % path)
-        if not self.is_same(checksum, path):
-            check_writable(path)
-            with self.open(checksum) as file:
-                _write_aside(path, file)
+        return path
 
-    def write_directory(self, index: _t.Mapping[str, Checksum], path: str) -> None:
+    def write_directory(self, index: _t.Mapping[str, Checksum], path: str, progress: Progress) -> None:
         """Make ``path`` a directory with these files.  Other files in an existing directory stay."""
         if os.path.exists(path) and not os.path.isdir(path):
             raise SeamlessError("the result '%s' is a directory, but a file of that name is here; remove it, or give "
                                 "the result another name with --capture SRC:DST" % path)
         if os.path.isdir(path):
-            for name, checksum in index.items():
-                os.makedirs(os.path.dirname(os.path.join(path, name)), exist_ok=True)
-                self.write_file(checksum, os.path.join(path, name))
+            paths = {name: self.real_path(os.path.join(path, name)) for name in index}
+            changed = {name: checksum for name, checksum in index.items() if not self.is_same(checksum, paths[name])}
+            for name, file in self.each(changed, progress):
+                os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
+                check_writable(paths[name])
+                _write_aside(paths[name], file)
             return
         aside = _aside(path)
         try:
             os.mkdir(aside)
-            for name, checksum in index.items():
+            for name, source in self.each(index, progress):
                 os.makedirs(os.path.dirname(os.path.join(aside, name)), exist_ok=True)
-                with self.open(checksum) as source, open(os.path.join(aside, name), "wb") as file:
+                with open(os.path.join(aside, name), "wb") as file:
                     _copy(source, file)
             os.rename(aside, path)
         except BaseException:
@@ -145,9 +197,15 @@ class Results:
     def is_same(self, checksum: Checksum, path: str) -> bool:
         """True if the file ``path`` has this content already."""
         try:
-            return os.path.getsize(path) == self.store.length(checksum) and Checksum.of_file(path) == checksum
+            # a message to another host takes longer than reading most files
+            return ((self.store.remote or os.path.getsize(path) == self.store.length(checksum))
+                    and Checksum.of_file(path) == checksum)
         except FileNotFoundError:
             return False
+
+
+def _checksums(contents: _t.Iterable) -> _t.List[Checksum]:
+    return [checksum for content in contents for checksum in ([content] if isinstance(content, str) else content.values())]
 
 
 def check_appended(targets: _t.Sequence[Target], cwd: str) -> None:

@@ -73,6 +73,7 @@ OPTIONS = {
         (("--conda", "--conda-env", "--conda-environment"),
          dict(dest="conda", metavar="ENV", help="run in this conda environment")),
         (("--docker", "--docker-image"), dict(dest="docker", metavar="IMG", help="not supported")),
+        (("--queue",), dict(metavar="Q", help="the queue of the cluster to use (daskserver only)")),
         (("--node",), dict(metavar="NODE", help="the cluster node to run on (daskserver only)")),
     ),
     "without running": (

@@ -1,12 +1,12 @@
 """``Session``: the one object that owns settings, stores, connections, the executor and the jobs in flight.
 
-    run(recipe, ...) / submit(recipe, ...)
-        lookup: results of this process -> result table (a hit needs nothing running)
+    run(recipe, ...) / submit_many(requests)
+        lookup: results of this process -> result table (a hit on this machine needs nothing running)
         the table of jobs in flight: the same checksum is the same job
         push: inputs that are missing in the store (small ones travel inside the job)
-        executor: in this process, private workers, or a jobserver; the side that executes records the result
+        executor: in this process, private workers, a jobserver or a daskserver; who executes records the result
 
-Nothing is started and nothing heavy is imported before something has to run.
+Nothing is started and nothing heavy is imported before something has to run, or the stores are on another host.
 """
 import collections
 import os
@@ -16,15 +16,23 @@ import typing as _t
 from . import stores as stores_module
 from .checksum import Checksum
 from .cpus import usable_cpus
-from .errors import CacheMissError, ConfigurationError, FunctionError, SeamlessError
-from .transformation import INLINE_BYTES, Job, Meta, Outcome, Recipe
+from .errors import ConfigurationError, FunctionError, SeamlessError
+from .supply import Supply
+from .transformation import Job, Meta, Outcome, Recipe
 
-#: All small buffers of one job together; what goes beyond is stored before the job is sent.
-INLINE_TOTAL = 1 << 20
 #: So many results this process remembers by name; then it forgets all and asks the table again.
 KNOWN_RESULTS = 200_000
-PUSH_BATCH = 256
+#: The services in which a session keeps things.
+STORES = ("hashserver", "database")
 MEMORY_SPEC = {"buffers": {"directory": None, "address": None}, "results": {"file": None, "address": None}}
+
+
+class Request(_t.NamedTuple):
+    """What ``submit_many`` takes: see ``Session.run`` for what the fields mean."""
+    recipe: Recipe
+    meta: Meta = Meta()
+    buffers: _t.Mapping[Checksum, bytes] = {}
+    value: bool = True
 
 
 class Session:
@@ -32,18 +40,23 @@ class Session:
 
     ``nested`` is the ``WorkerContext`` of the job that this process is running, if it is a worker: then
     the stores are the worker's and jobs go back to its own jobserver.  ``workers`` asks for private worker
-    processes whatever the settings say; ``local`` for none.  Safe from several threads.
+    processes whatever the settings say; ``local`` for none.  ``others()`` lists the sessions of stages that were
+    used before, whose results may be inputs here; ``who`` begins the lines that tell of progress, None: there are
+    none.  Safe from several threads.
     """
 
-    def __init__(self, settings=None, nested=None, local: bool = False, workers: _t.Optional[int] = None):
+    def __init__(self, settings=None, nested=None, local: bool = False, workers: _t.Optional[int] = None,
+                 others: "_t.Callable[[], _t.Iterable[Session]]" = tuple, who: _t.Optional[str] = "seamless_lite"):
         self.settings = settings
         self.nested = nested
         self.workers = workers
         self._local_only = local
         self._stores = nested.stores if nested is not None else None
         self._known: _t.Dict[Checksum, Checksum] = {}
-        self._recent = Recent()
-        self._scratch: _t.Dict[Checksum, bytes] = {}
+        # what runs on a cluster that keeps nothing comes back here, with its bytes
+        self._pure = settings is not None and settings.remote is not None and not settings.persistent
+        self.supply = Supply(lambda: self.store, lambda: [session.supply for session in others()], who, self._pure)
+        self._who = who
         self._in_flight: _t.Dict[Checksum, _t.Any] = {}
         self._interest: "collections.Counter[Checksum]" = collections.Counter()    # who asked for what is in flight
         self._running = threading.local()
@@ -65,15 +78,19 @@ class Session:
         if settings is None or settings.buffer_directory is None:
             spawns = self.workers is not None or settings is not None and settings.execution == "spawn"
             return self._temporary_spec() if spawns else MEMORY_SPEC
-        cluster = settings.cluster
-        for service in ("hashserver", "database") if cluster is not None else ():
-            frontend = cluster.frontend_of(service)
-            if frontend is not None and not frontend.is_local:
-                raise ConfigurationError(
-                    "the %s of cluster '%s' is on host '%s': this version reaches only services on this machine; "
-                    "give the cluster a frontend with hostname: localhost" % (service, cluster.name, frontend.hostname))
+        if self._is_far():
+            from . import services
+            return services.reached_stores(settings, self.connect(STORES))
         return {"buffers": {"directory": settings.buffer_directory, "address": None},
-                "results": {"file": os.path.join(settings.database_directory, "seamless.db"), "address": None}}
+                "results": {"file": settings.database_file, "address": None}}
+
+    def _is_far(self) -> bool:
+        """True if buffers or results are on another host."""
+        settings = self.settings
+        if settings is None or settings.cluster is None or not settings.persistent:
+            return False
+        frontends = map(settings.cluster.frontend_of, STORES)
+        return any(frontend is not None and not frontend.is_local for frontend in frontends)
 
     def _temporary_spec(self) -> dict:
         """Workers and nothing persistent: they share a folder that goes with the session."""
@@ -89,7 +106,10 @@ class Session:
         """The buffer store and the result store, opened when first used."""
         if self._stores is None:
             with self._lock:
-                if self._stores is None:
+                if self._stores is None and self._is_far():
+                    from . import services
+                    self._stores = services.open_stores(self.settings, self.connect(STORES))
+                elif self._stores is None:
                     self._stores = stores_module.open_stores(self.stores_spec, None)
         return self._stores
 
@@ -100,16 +120,7 @@ class Session:
 
     def get_buffer(self, checksum: Checksum) -> bytes:
         """The bytes with this checksum.  Raises ``CacheMissError`` if no store has them."""
-        data = self._recent.get(checksum)
-        if data is None:
-            data = self._scratch.get(checksum)
-        if data is None:
-            data = self.store.get(checksum)
-            if data is None:
-                raise CacheMissError("buffer %s is in none of the stores; was it computed as scratch, or deleted? "
-                                     "Run what makes it again" % checksum)
-            self._recent.put(checksum, data)
-        return data
+        return self.supply.get(checksum)
 
     def doubt(self, checksum: Checksum) -> None:
         """The bytes of this recipe's result could not be read: look at the stores again next time."""
@@ -127,19 +138,41 @@ class Session:
 
         With ``value`` the bytes of the result must be there too, and the leaves of a deep result.
         """
-        checksum = recipe.checksum
+        checksum = recipe.checksum          # a program may ask for one after the other, and often: no detours
         result = self._known.get(checksum)
         if result is None:
             result = self.stores.results.get(checksum)
         if result is None:
             return None
-        buffer = self._recent.get(result)
-        if buffer is None:
-            buffer = self._scratch.get(result)
-        if buffer is None and value and not self._available(result, recipe.output[1]):
+        buffer = self.supply.held(result)
+        if buffer is None and value and not self.supply.available({result: recipe.output[1]}):
             return None
         self._remember(checksum, result)
         return Outcome(result, buffer=buffer, cached=True)
+
+    def lookup_many(self, requests: _t.Sequence[Request]) -> _t.Dict[Checksum, Outcome]:
+        """``lookup`` of many, by the checksums of those that have run; from a store far away in a few messages."""
+        if len(requests) == 1:
+            outcome = self.lookup(requests[0].recipe, requests[0].value)
+            return {} if outcome is None else {requests[0].recipe.checksum: outcome}
+        results = {request.recipe.checksum: self._known.get(request.recipe.checksum) for request in requests}
+        unknown = [name for name, result in results.items() if result is None]
+        if unknown:
+            results.update(self.stores.results.get_many(unknown))
+        held, wanted = {}, {}
+        for recipe, _, _, value in requests:
+            result = results[recipe.checksum]
+            if result is not None:
+                held[result] = self.supply.held(result)
+                if value and held[result] is None:
+                    wanted[result] = recipe.output[1]
+        there = self.supply.available(wanted) if wanted else ()
+        found = {}
+        for name, result in results.items():
+            if result is not None and (result not in wanted or result in there):
+                self._remember(name, result)
+                found[name] = Outcome(result, buffer=held[result], cached=True)
+        return found
 
     def run(self, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Checksum, bytes] = {},
             files: _t.Mapping[Checksum, str] = {}, log_fd: _t.Optional[int] = None, value: bool = True) -> Outcome:
@@ -168,8 +201,9 @@ class Session:
             return self.wait(checksum, future)
         running.append(checksum)
         try:
-            job = Job(recipe, meta, self._push(recipe, buffers, files))
-            outcome = self._executor(meta).run(job, log_fd)
+            meta = meta._replace(scratch=True) if self._pure else meta
+            [inline] = self.supply.push([(recipe, buffers, files)])
+            outcome = self._executor(meta).run(Job(recipe, meta, inline), log_fd)
             self._finish(recipe, meta, outcome)
             future.set_result(outcome)
         except BaseException as exc:        # another thread may wait for the same job: it must hear of it
@@ -182,34 +216,50 @@ class Session:
 
     def submit(self, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Checksum, bytes] = {}, value: bool = True):
         """Like ``run``, but returns a ``concurrent.futures.Future`` of the outcome at once."""
-        from .executors import Future, done
-        hit = self.lookup(recipe, value)
-        if hit is not None:
-            return done(hit)
-        checksum = recipe.checksum
-        with self._lock:
-            self._interest[checksum] += 1
-            if checksum in self._in_flight:
-                return self._in_flight[checksum]
-            future = self._in_flight[checksum] = Future()
+        return self.submit_many([Request(recipe, meta, buffers, value)])[0]
 
-        def finished(inner):
-            self._landed(checksum)
+    def submit_many(self, requests: _t.Sequence[Request]) -> _t.List[_t.Any]:
+        """``submit`` of many at once.  Raises ``SeamlessError`` if none of those that must run can be."""
+        from .executors import Future, done
+        hits = self.lookup_many(requests)
+        futures, new = [], collections.deque()
+        with self._lock:
+            for request in requests:
+                checksum = request.recipe.checksum
+                if checksum in hits:
+                    futures.append(done(hits[checksum]))
+                    continue
+                self._interest[checksum] += 1
+                if checksum not in self._in_flight:
+                    self._in_flight[checksum] = Future()
+                    new.append(request)
+                futures.append(self._in_flight[checksum])
+        try:
+            inlines = self.supply.push([(recipe, buffers, {}) for recipe, _, buffers, _ in new])
+            for inline in inlines:
+                recipe, meta, _, _ = new[0]
+                meta = meta._replace(scratch=True) if self._pure else meta
+                started = self._executor(meta).submit(Job(recipe, meta, inline))
+                new.popleft()
+                started.add_done_callback(self._finisher(recipe, meta))
+        except BaseException as exc:
+            for request in new:
+                self._landed(request.recipe.checksum).set_exception(exc)
+            raise
+        return futures
+
+    def _finisher(self, recipe: Recipe, meta: Meta):
+        """What to do when the executor's future of this job has ended."""
+        def finished(started):
+            future = self._landed(recipe.checksum)
             try:
-                outcome = inner.result()
+                outcome = started.result()
                 self._finish(recipe, meta, outcome)
             except BaseException as exc:    # it belongs to whoever waits for the future
                 future.set_exception(exc)
             else:
                 future.set_result(outcome)
-        try:
-            job = Job(recipe, meta, self._push(recipe, buffers, {}))
-            self._executor(meta).submit(job).add_done_callback(finished)
-        except BaseException as exc:
-            self._landed(checksum)
-            future.set_exception(exc)
-            raise
-        return future
+        return finished
 
     def wait(self, checksum: Checksum, future, timeout: _t.Optional[float] = None) -> Outcome:
         """Wait for a future of ``submit``."""
@@ -238,23 +288,24 @@ class Session:
         error = outcome.exception()
         if error is not None:
             raise error
-        from .celltypes import deserialize, unpack_deep
+        from .celltypes import deep_checksums, deserialize, unpack_deep
         data = self.get_buffer(outcome.result) if outcome.buffer is None else outcome.buffer
-        return unpack_deep(data, celltype, self.store.get) if celltype == "folder" else deserialize(data, celltype)
+        if celltype != "folder":
+            return deserialize(data, celltype)
+        return unpack_deep(data, celltype, self.supply.get_many(deep_checksums(data)).get)
 
     # --- services -------------------------------------------------------------------------------------
 
-    def connect(self) -> _t.Mapping[str, _t.Any]:
+    def connect(self, names: _t.Optional[_t.Sequence[str]] = None) -> _t.Mapping[str, _t.Any]:
         """Start the services that the settings ask for, or find them running; service -> ``launch.Connection``.
 
-        Raises ``ServiceError`` if one does not start.
+        ``names``: only these.  Raises ``ServiceError`` if one does not start.
         """
         if self.nested is not None or self.settings is None or self.settings.cluster is None:
             return {}
         from . import services
         with self._lock:
-            if not self._connections:
-                self._connections = services.start(self.settings, self.stores_spec)
+            self._connections = services.start(self.settings, names, self._connections)
             return self._connections
 
     def after_fork(self) -> None:
@@ -262,7 +313,7 @@ class Session:
         self._lock = threading.RLock()
         self._running = threading.local()
         self._in_flight, self._interest = {}, collections.Counter()
-        self._recent = Recent()
+        self.supply.after_fork()
         self._in_process = None
         if self._remote is not None:
             self._remote.after_fork()
@@ -281,78 +332,35 @@ class Session:
 
     # --- the parts ------------------------------------------------------------------------------------
 
-    def _landed(self, checksum: Checksum) -> None:
+    def _landed(self, checksum: Checksum):
+        """The job is not in flight any more; returns its future."""
         with self._lock:
-            self._in_flight.pop(checksum, None)
             self._interest.pop(checksum, None)
+            return self._in_flight.pop(checksum, None)
 
     def _remember(self, checksum: Checksum, result: Checksum) -> None:
         if len(self._known) >= KNOWN_RESULTS:
             self._known.clear()
         self._known[checksum] = result
 
-    def _available(self, result: Checksum, celltype: str) -> bool:
-        if not self.store.has([result])[0]:
-            return False
-        if celltype not in ("deepcell", "deepfolder", "folder"):
-            return True
-        from .celltypes import deep_checksums
-        index = self.store.get(result)
-        return index is not None and all(self.store.has(deep_checksums(index)))
-
     def _finish(self, recipe: Recipe, meta: Meta, outcome: Outcome) -> None:
         if outcome.result is None:
             return
         self._remember(recipe.checksum, outcome.result)
+        if not meta.scratch:
+            self.supply.note_stored(outcome.result)
         if outcome.buffer is not None:
             if meta.scratch:
-                self._scratch[outcome.result] = outcome.buffer
+                self.supply.scratch[outcome.result] = outcome.buffer
             else:
-                self._recent.put(outcome.result, outcome.buffer)
-
-    def _push(self, recipe: Recipe, buffers, files) -> _t.Dict[Checksum, bytes]:
-        """Store what is missing and large; return the small buffers, which travel inside the job."""
-        inline, total, large = {}, 0, {}
-        if self._scratch:
-            kept = {cs: self._scratch[cs] for cs in recipe.inputs() if cs in self._scratch}
-            buffers = {**kept, **buffers}
-        for checksum, data in buffers.items():
-            if len(data) <= INLINE_BYTES and total + len(data) <= INLINE_TOTAL:
-                inline[checksum] = data
-                total += len(data)
-            else:
-                large[checksum] = data
-        if large:
-            present = self.store.has(list(large))
-            self.store.put_many(data for data, there in zip(large.values(), present) if not there)
-        if files:
-            self.push_files(files)
-        return inline
+                self.supply.recent.put(outcome.result, outcome.buffer)
 
     def push_files(self, files: _t.Mapping[Checksum, str]) -> int:
         """Store the content of these files where it is missing; returns how many were.
 
         Raises ``CorruptBufferError`` if a file no longer has the content that its checksum names.
         """
-        names = list(files)
-        missing = [cs for cs, there in zip(names, self.store.has(names)) if not there]
-        batch: _t.List[bytes] = []
-        for checksum in missing:
-            path = files[checksum]
-            small = None
-            if os.path.getsize(path) <= INLINE_BYTES:
-                with open(path, "rb") as file:
-                    small = file.read()
-            if small is not None and Checksum.of(small) == checksum:
-                batch.append(small)
-                if len(batch) >= PUSH_BATCH:
-                    self.store.put_many(batch)
-                    batch = []
-            else:                           # large, compressed, or changed: put_file knows which
-                self.store.put_file(path, checksum)
-        if batch:
-            self.store.put_many(batch)
-        return len(missing)
+        return self.supply.push_buffers({}, files)
 
     def _executor(self, meta: Meta):
         from . import executors
@@ -376,20 +384,17 @@ class Session:
                                     parent=self.nested.job_id)
         if self.workers is not None or self.settings.execution == "spawn":
             workers = self.workers or self.settings.workers or usable_cpus()
-            private = services.PrivateJobserver(workers, self.stores_spec)
+            watched = self.stores if self._is_far() else None
+            private = services.PrivateJobserver(workers, self.stores_spec, watched)
             return executors.Remote(private.connect, close=private.close)
-        return executors.Remote(self._connect_jobserver)
+        return executors.Remote(self._connect_backend, who=self._who)
 
-    def _connect_jobserver(self, again: bool):
+    def _connect_backend(self, again: bool):
         from . import services
         if again:
-            with self._lock:
-                self._connections = {}
-        self.connect()
-        connection = self._connections.get("jobserver")
-        if connection is None:
-            raise SeamlessError("execution is remote, but cluster '%s' has no jobserver; add a jobserver: block to it "
-                                "or set execution: process" % self.settings.cluster.name)
+            self._connections = services.start_again(self.settings)
+        connection = self.connect().get(self.settings.remote)
+        assert connection is not None       # settings and services agree on what there is
         return services.client(connection)
 
 
@@ -407,31 +412,3 @@ def _client_stores(clients) -> dict:
         top = next((part for readonly, part in found if not readonly), {})
         spec[kind] = {**top, "read": [part for _, part in found if part is not top]}
     return spec
-
-
-class Recent:
-    """The small buffers that were used last, up to ``limit`` bytes in all.  Safe from several threads."""
-
-    def __init__(self, limit: int = 64 << 20, largest: int = 1 << 20):
-        self._limit, self._largest, self._size = limit, largest, 0
-        self._items: "collections.OrderedDict[str, bytes]" = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, checksum: str) -> _t.Optional[bytes]:
-        """The buffer, or None."""
-        with self._lock:
-            data = self._items.get(checksum)
-            if data is not None:
-                self._items.move_to_end(checksum)
-            return data
-
-    def put(self, checksum: str, data: bytes) -> None:
-        """Keep ``data`` for a while, if it is small."""
-        if len(data) > self._largest:
-            return
-        with self._lock:
-            if checksum not in self._items:
-                self._items[checksum] = data
-                self._size += len(data) + 200       # about what an entry costs besides
-                while self._size > self._limit:
-                    self._size -= len(self._items.popitem(last=False)[1]) + 200

@@ -7,13 +7,21 @@ A directory or file is opened directly, without HTTP; else the service at the ad
 things stay in memory.  Either part may have ``"read": [...]``, more descriptions of the same form, which are asked
 for what the first one lacks and never written.  Only on a network file system, where SQLite's locks cannot be trusted, an address is
 preferred to the file.
+
+An address that leads to another host may come with ``"secret_file"``, the secret of the account there, and with
+``"patient": True``: another process looks after that connection, and a lost one will come back.
 """
+import functools
 import os
+import time
 import typing as _t
 
+from .errors import DeadlineError, ServiceError
 from .folder import Folder, MemoryBuffers
 from .resulttable import MemoryResults, ResultTable
 
+#: Longer than the one who looks after a connection has patience; and how often is tried meanwhile.
+PATIENCE_S, PAUSE_S, PROBE_S = 660.0, 1.0, 10.0
 NETWORK_FILE_SYSTEMS = frozenset((
     "nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "beegfs", "ceph", "afs", "glusterfs", "panfs", "pvfs2", "orangefs",
     "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.rclone", "fuse.s3fs", "fuse.davfs", "davfs"))
@@ -49,7 +57,11 @@ def _open_buffers(spec, secret):
         return Folder(spec["directory"])
     if spec.get("address"):
         from .hashserver import HashserverClient        # HTTP is slow to import, and a local hit needs none
-        return HashserverClient(spec["address"], secret if spec.get("auth", True) else None)
+        client = HashserverClient(spec["address"], _secret(spec, secret), mend=_mend(spec))
+        if spec.get("near"):                            # only on the nodes of a cluster
+            from .nearbuffers import NearBuffers
+            return NearBuffers(Folder(spec["near"], writable=False), client)
+        return client
     return MemoryBuffers()
 
 
@@ -59,8 +71,37 @@ def _open_results(spec, secret):
         return ResultTable(path)
     if address:
         from .database import DatabaseClient            # as above
-        return DatabaseClient(address, secret if spec.get("auth", True) else None)
+        return DatabaseClient(address, _secret(spec, secret), mend=_mend(spec))
     return MemoryResults()
+
+
+def _secret(spec, secret) -> _t.Optional[bytes]:
+    if spec.get("secret_file"):
+        from .signing import load_secret                # only workers with stores on another host need it
+        secret = load_secret(spec["secret_file"])
+    return secret if spec.get("auth", True) else None
+
+
+def _mend(spec) -> _t.Optional[_t.Callable[[], None]]:
+    return functools.partial(_await_other, spec["address"]) if spec.get("patient") else None
+
+
+def _await_other(address: str) -> None:
+    """Wait until another process has brought the connection back.  Raises ``ServiceError`` when that takes too long."""
+    from .httpclient import HttpClient
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        client = HttpClient(address)
+        try:
+            client.request("GET", "/healthcheck", timeout_s=PROBE_S)
+            return
+        except (ServiceError, DeadlineError):
+            if time.monotonic() > end:
+                raise ServiceError("nothing has answered at %s for %d s: its host is down or cannot be reached; run again later"
+                                   % (address, PATIENCE_S)) from None
+        finally:
+            client.close()
+        time.sleep(PAUSE_S)
 
 
 def is_on_network(path: str, mounts: str = "/proc/mounts") -> bool:

@@ -4,6 +4,7 @@ import typing as _t
 from .celltypes import DEEP, deserialize, pack_deep, plain_loads, serialize
 from .checksum import Checksum, is_checksum
 from .errors import CacheMissError, CelltypeError, JobError, SeamlessError
+from .transfer import read_many
 
 
 def fetch(store, checksum, what: str) -> bytes:
@@ -23,8 +24,10 @@ def read_value(store, data: bytes, celltype: str, sub, what: str):
     """What the code gets for a pin (identity.md 4.2)."""
     try:
         if celltype == "folder":
-            return {path: fetch(store, Checksum(leaf), "the file '%s' in %s" % (path, what))
-                    for path, leaf in plain_loads(data).items()}
+            index = {path: Checksum(leaf) for path, leaf in plain_loads(data).items()}
+            here = dict(read_many(store, index.values())) if store.remote else {}
+            return {path: here.get(leaf) or fetch(store, leaf, "the file '%s' in %s" % (path, what))
+                    for path, leaf in index.items()}
         if celltype in ("deepcell", "deepfolder") or sub == "checksum":
             return _checksums(plain_loads(data))
         return deserialize(data, celltype)

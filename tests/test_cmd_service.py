@@ -50,6 +50,14 @@ def test_all_are_stopped_at_once(services):
     assert run("stop", "--all") == (0, "", "seamless-service: no service of yours runs on this machine\n")
 
 
+def test_when_all_are_stopped_what_a_killed_one_left_goes_too(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "seamless-dask-1").mkdir()
+    (tmp_path / "seamless-dask-1/lock").write_text("")              # which nobody holds
+    assert run("stop", "--all")[0] == 0
+    assert not (tmp_path / "seamless-dask-1").exists()
+
+
 def test_what_is_not_there_is_one_sentence_and_exit_code_1(home):
     code, out, err = run("stop", "nosuch")
     assert (code, out) == (1, "") and err == ("seamless-service: no service with the key or name nosuch runs on this machine; "
