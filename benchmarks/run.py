@@ -7,6 +7,7 @@ compare ratios, not seconds.
 """
 import concurrent.futures
 import contextlib
+import importlib
 import os
 import pathlib
 import statistics
@@ -303,10 +304,21 @@ BENCHES = [bench_startup, bench_cached_run, bench_first_result, bench_direct, be
            bench_memory, bench_gigabyte]
 
 
+def more():
+    """Those that need more than seamless_lite itself: root and sshd, pytest, dask."""
+    found = []
+    for name in ("dask_bench", "remote"):
+        try:
+            found += importlib.import_module(name).BENCHES
+        except ImportError as exc:
+            print("left out: %s.py, %s" % (name, exc))
+    return found
+
+
 def main():
     words = sys.argv[1:]
     print("Python %s, %d CPUs" % (sys.version.split()[0], os.cpu_count()))
-    for bench in BENCHES:
+    for bench in BENCHES + more():
         if not words or any(word in bench.__name__ for word in words):
             bench()
 

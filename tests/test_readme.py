@@ -47,19 +47,26 @@ def test_the_first_script_works(folder):
 
 
 def test_the_configurations_load(home, folder):
-    clusters, simple, stages, opened = blocks("yaml")
+    clusters, simple, far, use_far, dask, use_dask, slurm, use_slurm, stages, opened = blocks("yaml")
     (home / ".seamless").mkdir()
     (home / ".seamless/clusters.yaml").write_text(clusters)
     (folder / "seamless.yaml").write_text(simple)
     settings = load_settings(str(folder), environ=os.environ)
     assert (settings.execution, settings.remote, settings.warnings) == ("remote", "jobserver", ())
     assert settings.buffer_directory == str(home / "seamless/buffers/my-project")
-    (folder / "seamless.yaml").write_text(stages)
-    assert load_settings(str(folder), environ=os.environ).execution == "process"
-    assert load_settings(str(folder), stage="heavy", environ=os.environ).execution == "remote"
     before, _, after = clusters.partition("      hashserver:\n")
     (home / ".seamless/clusters.yaml").write_text(before + opened + after[after.index("      database:"):])
     assert load_settings(str(folder), environ=os.environ).cluster.frontends[0].hashserver.auth == "none"
+    for definition, project, remote in ((far, use_far, "jobserver"), (dask, use_dask, "daskserver"), (slurm, use_slurm, "daskserver")):
+        (home / ".seamless/clusters.yaml").write_text(definition)
+        (folder / "seamless.yaml").write_text(project)
+        settings = load_settings(str(folder), environ=os.environ)
+        assert (settings.remote, settings.cluster.frontends[0].hostname) == (remote, "login.example.org")
+    assert settings.queue == "short"
+    (home / ".seamless/clusters.yaml").write_text(dask)
+    (folder / "seamless.yaml").write_text(stages)
+    assert load_settings(str(folder), environ=os.environ).execution == "process"
+    assert load_settings(str(folder), stage="gpu", environ=os.environ).remote == "daskserver"
 
 
 SEED_CLUSTERS = """\
