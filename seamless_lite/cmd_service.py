@@ -8,7 +8,7 @@ import typing as _t
 
 from . import hosts, launch, program
 from .clusters import Definitions, is_this_machine
-from .errors import ConfigurationError, UsageError
+from .errors import ConfigurationError, ServiceError, UsageError
 from .settings import home_of, seamless_home
 
 PROGRAM = "seamless-service"
@@ -70,13 +70,18 @@ def _stop(arguments) -> int:
     else:
         key, host = _words(arguments, "KEY|NAME", "HOST")
         which = [key]
-    requests = [{"action": "stop", "which": name} for name in which]
-    place = _place(host)
-    stopped = [name for names in hosts.ask(place.ssh, place.python, *requests) for name in names] if requests else []
+    stopped, errors = [], []
+    for name in which:
+        try:
+            stopped += launch.far(_place(host), "stop", which=name)
+        except ServiceError as exc:         # the others can be stopped all the same
+            errors.append(exc)
     for name in stopped:
         print("stopped %s" % name)
-    if stopped:
-        return 0
+    for error in errors:
+        program.say(PROGRAM, str(error))
+    if stopped or errors:
+        return 1 if errors else 0
     if arguments.all:
         return _none_runs(host)
     program.say(PROGRAM, "no service with the key or name %s runs on %s; 'seamless-service ps%s' lists those that run" % (

@@ -101,7 +101,8 @@ class Conversation:
                 pass
             except OSError:
                 code = self._stream.wait()
-                noise = "" if code == 255 else self._heard.decode("utf-8", "replace")
+                # not what follows a mark: half an answer, which may hold a secret
+                noise = "" if code == 255 else self._heard.partition(_MARK)[0].decode("utf-8", "replace")
                 self._heard = b""
                 raise _Lost(self._stream.words() + noise, code) from None
 

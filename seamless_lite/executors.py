@@ -144,12 +144,13 @@ class Remote:
                 self._drops += 1
                 if self._closed or self._drops > self.DROPS or getattr(error, "final", False):
                     raise error
-            if self._client is None or self._client is broken:
+            replaced = broken is not None and self._client is broken
+            if self._client is None or replaced:
                 self._client = None             # also if this fails
                 self._client = self._connect(broken is not None)
             client = self._client
-        if broken is not None:
-            broken.close()                      # without the lock: it hands its jobs back, and they come here
+        if replaced:                            # once: it hands all its jobs back, and they come here
+            broken.close()                      # type: ignore[union-attr]  # without the lock
         return client
 
     def run(self, job: Job, log_fd: _t.Optional[int] = None) -> Outcome:
@@ -166,6 +167,7 @@ class Remote:
     def submit(self, job: Job) -> Future:
         future: Future = Future()
         clients = [self._get()]
+        self._queue.begin()
         if self._parent is not None:
             self._submitted[job.checksum] = job
 
@@ -184,7 +186,6 @@ class Remote:
                 future.set_result(outcome)
             else:
                 future.set_exception(error)
-        self._queue.begin()
         clients[0].submit(job, finished, parent=self._parent)
         return future
 
@@ -201,9 +202,11 @@ class Remote:
             client.cancel([checksum])
 
     def close(self) -> None:
-        self._closed = True                     # before the lock: whoever connects now gives up sooner
-        with self._lock:
-            client, self._client = self._client, None
+        self._closed = True
+        held = self._lock.acquire(timeout=END_S)        # not for ever: another thread may be waiting for a host that is gone
+        client, self._client = self._client, None
+        if held:
+            self._lock.release()
         self._queue.close()
         if client is not None:
             client.close()

@@ -18,7 +18,7 @@ import typing as _t
 from . import config
 from .celltypes import Buffer
 from .checksum import Checksum
-from .errors import CacheMissError, JobCancelledError, JobError, SeamlessError
+from .errors import CacheMissError, JobCancelledError, JobError, SeamlessError, ServiceError
 from .session import Request
 from .transformation import Meta, Outcome, Recipe
 
@@ -124,14 +124,22 @@ def _submit_all(nodes: _t.Iterable["Transformation"]) -> None:
         if node._completed():
             ready.setdefault(node._session, []).append(node)
     for session, members in ready.items():
-        try:
-            futures = session.submit_many([Request(node._recipe, node._meta, node._buffers, node._keep) for node in members])
-        except SeamlessError as exc:
-            for node in members:
+        _submit_to(session, members)
+
+
+def _submit_to(session, nodes: _t.List["Transformation"]) -> None:
+    try:
+        futures = session.submit_many([Request(node._recipe, node._meta, node._buffers, node._keep) for node in nodes])
+    except SeamlessError as exc:
+        if len(nodes) > 1 and not isinstance(exc, ServiceError):        # it is the matter of one of them
+            for node in nodes:
+                _submit_to(session, [node])
+        else:
+            for node in nodes:
                 node._end(error=exc)
-            continue
-        for node, future in zip(members, futures):
-            future.add_done_callback(node._land)
+        return
+    for node, future in zip(nodes, futures):
+        future.add_done_callback(node._land)
 
 
 _lock = threading.RLock()           # guards the few fields that say how far a transformation is

@@ -12,6 +12,7 @@ Its actions: ``receive`` (the source of the package), ``ensure`` (services that 
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -21,6 +22,11 @@ from .hostside import HostError
 from .signing import load_secret
 
 DATA_BYTES = 64 << 20       # more does not arrive at once
+#: What we made in the folder of the user, which ``SEAMLESS_HOME`` may have put among other things.
+_PROJECT = r"[^.].*"
+_OURS = {"run": r".*\.(json|log|log\.1|sock|sock~|lock|secret|tmp)|ssh|tmp",
+         "dist": r"\.?[0-9a-f]{64}(\..*)?|pythons\.json.*|[0-9a-f]{16}-.*\.zlib.*",
+         "dask": r"(pure-)?daskserver-.*|by-hand"}
 #: What must not reach a service that outlives the connection which started it.
 _OF_THE_CONNECTION = ("SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "SSH_AUTH_SOCK", "SSH_ORIGINAL_COMMAND")
 
@@ -67,7 +73,7 @@ def _temporary_folder(home):
     usual = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")] + ["/tmp", "/var/tmp", "/usr/tmp"]
     if any(os.access(path, os.W_OK | os.X_OK) for path in usual if path):
         return {}
-    return {"TMPDIR": hostside.private_folder(os.path.join(home, "tmp"))}
+    return {"TMPDIR": hostside.private_folder(os.path.join(hostside.run_folder(), "tmp"))}
 
 
 def _order(request, python, dist, package, env, secret, unset):
@@ -115,8 +121,8 @@ def uninstall(home, data=False):
     stopped = [name for record in records for name in hostside.stop(record["name"])]
     outside = {path for record in records for path in [record.get("socket")] if path and not path.startswith(home + os.sep)}
     leftovers.sweep()                                       # of services that were killed
-    for name in ("run", "dist", "tmp"):
-        _remove_folder(os.path.join(home, name))
+    for name, ours in _OURS.items():                        # the folder may be one that the user has for other things too
+        _remove_ours(os.path.join(home, name), ours)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(home, "secret"))
     kept = []
@@ -124,8 +130,8 @@ def uninstall(home, data=False):
         path = os.path.join(home, name)
         if os.path.isdir(path):
             if data:
-                _remove_folder(path)
-            else:
+                _remove_ours(path, _PROJECT, _is_store)
+            if os.path.isdir(path):
                 kept.append([path, _size(path)])
     kept += [[path, _size(path)] for path in sorted(_stores(records)) if not path.startswith(home + os.sep)]
     for folder in {os.path.dirname(path) for path in outside} | {home}:
@@ -133,6 +139,24 @@ def uninstall(home, data=False):
             os.rmdir(folder)
     left = sorted(os.listdir(home)) if os.path.isdir(home) else []
     return {"node": os.uname().nodename, "home": home, "stopped": stopped, "kept": kept, "left": left}
+
+
+def _is_store(path):
+    """True if somewhere below there are buffers or results of ours."""
+    return any("seamless.db" in files or any(len(name) == 2 for name in folders) for _, folders, files in os.walk(path))
+
+
+def _remove_ours(folder, ours, is_ours=lambda path: True):
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if re.fullmatch(ours, name) and is_ours(path):
+            if os.path.isdir(path) and not os.path.islink(path):
+                _remove_folder(path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+    with contextlib.suppress(OSError):                      # not empty: something of the user's; or not there
+        os.rmdir(folder)
 
 
 def _remove_folder(path):

@@ -123,6 +123,7 @@ def patiently(what: str, attempt: _t.Callable[[], _t.Any], error: _t.Optional[Se
     ``what`` we wait for is told on stderr after some seconds.  ``error``: an attempt failed already.
     """
     import random                   # rarely needed
+    import subprocess
     begin, pause, words = time.monotonic(), PAUSES_S[0], [str(error or "it does not answer")]
     with _told(what, words):
         while True:
@@ -131,6 +132,8 @@ def patiently(what: str, attempt: _t.Callable[[], _t.Any], error: _t.Optional[Se
                     return attempt()
             except (ServiceError, TimeoutError) as exc:
                 error = exc
+            except (OSError, subprocess.SubprocessError) as exc:    # this machine's: no descriptors, no space, a program that hangs
+                error = ServiceError("%s: %s" % (type(exc).__name__, exc))
             waited = time.monotonic() - begin
             if getattr(error, "final", False):
                 raise error

@@ -220,18 +220,22 @@ def _current(run, name):
 
 
 def _end(record):
-    """End the process of the record, with its children if it does not go by itself."""
+    """End the process of the record, with its children if it does not go by itself.  Raises ``HostError`` if it stays."""
     if record.get("node") != os.uname().nodename or not alive(record):
         return
-    pid = record["pid"]
+    pid, killed = record["pid"], False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + STOP_S
         while alive(record):
             if time.monotonic() > end:
-                # it was started as the leader of its own session, unless somebody started it by hand
-                (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
-                end = float("inf")
+                if killed:
+                    raise HostError("the process %d of %s does not end, not even when it is killed: does it wait for a disk?"
+                                    % (pid, record.get("name")))
+                with contextlib.suppress(PermissionError):      # of a group in which not all is ours
+                    # it was started as the leader of its own session, unless somebody started it by hand
+                    (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+                end, killed = end + STOP_S, True
             _reap()
             time.sleep(POLL_S)
 

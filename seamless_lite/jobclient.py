@@ -33,6 +33,7 @@ _QUIET_S = 0.1
 _BATCH_JOBS = 500
 _BATCH_BYTES = 8 << 20
 _ABANDON_S = 3.0            # telling the server that a job was given up takes no longer
+_SLOWEST = 20_000           # bytes a second: what a line carries that we still wait for
 _DEATHS = 5                 # of servers, without one outcome in between
 _LINGER_S = 0.5             # the sending thread ends when it has had nothing to do for so long
 log = logging.getLogger(__name__)
@@ -181,10 +182,11 @@ class JobserverClient:
             try:
                 answer = self._post("/jobs", {
                     "client": self.name, "jobs": [entry.job for entry in batch.values()], "wait": 0,
-                    "parent": next(iter(batch.values())).parent, "token": self._token()}, 0)
-            except SeamlessError as exc:
+                    "parent": next(iter(batch.values())).parent, "token": self._token()}, 0,
+                    sum(entry.size for entry in batch.values()) / _SLOWEST)
+            except Exception as exc:        # of whatever kind: those who wait must hear of it
                 for id in batch:
-                    self._finish(id, None, exc)
+                    self._finish(id, None, _as_ours(exc))
                 continue
             for id, data in answer["outcomes"].items():
                 self._finish(id, data)
@@ -214,11 +216,11 @@ class JobserverClient:
                     return
             try:
                 answer = self._post("/wait", {"client": self.name, "after": self._seen, "timeout": WAIT_S}, WAIT_S)
-            except SeamlessError as exc:
+            except Exception as exc:        # of whatever kind: those who wait must hear of it
                 with self._changed:
                     lost, self._waiter = list(self._pending), None
                 for id in lost:
-                    self._finish(id, None, exc)
+                    self._finish(id, None, _as_ours(exc))
                 return
             if not answer.get("known", True):
                 self._send_again()
@@ -296,10 +298,10 @@ class JobserverClient:
         self._http.close()
         self._plain.close()
 
-    def _post(self, target: str, body: dict, wait_s: float) -> dict:
+    def _post(self, target: str, body: dict, wait_s: float, sending_s: float = 0.0) -> dict:
         for _ in range(_DEATHS):
             try:
-                return self._http.request("POST", target, json=body, timeout_s=wait_s + _GRACE_S).expect(200).json()
+                return self._http.request("POST", target, json=body, timeout_s=wait_s + sending_s + _GRACE_S).expect(200).json()
             except DeadlineError as exc:    # it was to answer much earlier: it hangs, or the line is dead and does not say so
                 silence = ServiceError(str(exc))
                 if self._mend is None:
@@ -337,6 +339,11 @@ def _outcome(data: dict) -> Outcome:
     if isinstance(error, ServiceError):
         raise error
     return outcome
+
+
+def _as_ours(error: Exception) -> SeamlessError:
+    return error if isinstance(error, SeamlessError) else ServiceError(
+        "the jobserver cannot be asked: %s: %s" % (type(error).__name__, error))
 
 
 def _forked() -> None:

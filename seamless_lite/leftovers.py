@@ -17,8 +17,10 @@ def hold(folder):
     """Hold the new folder until the descriptor that is returned is closed, at the latest when this process ends."""
     path = os.path.join(folder, _LOCK)
     fd = os.open(path + "~", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.rename(path + "~", path)             # only now is it seen by ``sweep``
+    os.write(fd, os.uname().nodename.encode())
+    with contextlib.suppress(OSError):          # no locks on this file system: then it is never swept
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(path + "~", path)             # only now is it seen by ``sweep``
     return fd
 
 
@@ -36,6 +38,7 @@ def _remove_if_left(folder):
     fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.read(fd, 300) == os.uname().nodename.encode():        # on a shared disk locks may count on one node only
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(fd)

@@ -264,7 +264,7 @@ class Far(Link):
                 self.add(number, ours)
             elif "unix" in what:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                sock.settimeout(3.0)        # it takes no time unless the service hangs
+                sock.settimeout(0.3)        # it takes no time unless the service hangs, and all others wait meanwhile
                 sock.connect(what["unix"])
                 self.add(number, sock)
             else:

@@ -200,7 +200,7 @@ def _secret_file(secret: _t.Optional[bytes]) -> _t.Optional[str]:
         return None
     path = os.path.join(hostside.run_folder(), "far-%s.secret" % hashlib.sha256(secret).hexdigest()[:16])
     if not os.path.exists(path):
-        aside = "%s.%d" % (path, os.getpid())
+        aside = "%s.%d-%s" % (path, os.getpid(), os.urandom(4).hex())
         with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(secret.hex().encode("ascii") + b"\n")
         os.replace(aside, path)

@@ -3,6 +3,7 @@
 ``error.final`` says that asking again will not help until somebody does something (a refused key, an unknown
 host key), so that nobody waits for it.
 """
+import contextlib
 import os
 import re
 import subprocess
@@ -73,10 +74,11 @@ def _locked_key(host: str) -> _t.Optional[str]:
     for name in settings(host).get("identityfile", []):
         path = os.path.expanduser(name)
         if os.path.exists(path):
-            test = subprocess.run(["ssh-keygen", "-y", "-P", "", "-f", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.PIPE, timeout=10)
-            if b"passphrase" in test.stderr:
-                return name
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):       # then we cannot know
+                test = subprocess.run(["ssh-keygen", "-y", "-P", "", "-f", path], stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=10)
+                if b"passphrase" in test.stderr:
+                    return name
     return None
 
 

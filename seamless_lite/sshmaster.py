@@ -38,7 +38,7 @@ OPTIONS = ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", "
            "-o", "ClearAllForwardings=yes", "-o", "IPQoS=lowdelay", "-o", "LogLevel=ERROR"]
 
 
-class Impossible(Exception):
+class Impossible(ServiceError):
     """Connections cannot be shared here."""
 
 
@@ -75,7 +75,7 @@ class Master:
             self._start()
         found = self.identity()
         if not found:
-            raise Impossible
+            raise Impossible("the connection to a host cannot be shared by processes here")
         return found
 
     def _start(self):
@@ -90,7 +90,7 @@ class Master:
             if code == 0:
                 return
             if "unix_listener" in words or "mux listener" in words:
-                raise Impossible
+                raise Impossible("the connection to a host cannot be shared by processes here")
             if not hung_up(words) or pause is None:
                 raise failure(self.host, "the log-in timed out; " + words if code is None else words, code)
             time.sleep(pause * random.uniform(0.7, 1.3))
@@ -113,10 +113,11 @@ class Master:
         """End the connection, if it is ours; the user's own is only used no more."""
         if self.path == self._own:
             run(self.argv("-O", "exit"), 5)
-            known = str(self.read_state().get("master")).split(" ", 2)      # one that hangs, and does not hear us
-            if known[0].isdigit() and known[1:] == [hostside.identity(int(known[0])), self._own]:
+            known = str(self.read_state().get("master"))        # one that hangs, and does not hear us
+            pid = known.partition(" ")[0]
+            if pid.isdigit() and known == "%s %s %s" % (pid, hostside.identity(int(pid)), self._own):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(known[0]), signal.SIGKILL)
+                    os.kill(int(pid), signal.SIGKILL)
             remove(self._own)
         else:
             for listen, target, live in self.read_state().get("forwards", {}).values():
@@ -241,7 +242,7 @@ def _folder() -> str:
                 hostside.private_folder(path)
             if len(os.fsencode(path)) + 22 <= _PATH_BYTES and _takes_sockets(path):
                 return path
-    raise Impossible
+    raise Impossible("the connection to a host cannot be shared by processes here")
 
 
 def _takes_sockets(folder: str) -> bool:

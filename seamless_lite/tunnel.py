@@ -90,6 +90,8 @@ class Tunnel(relay.Link):
 
     def words(self) -> str:
         """What ssh and the far end wrote on their standard error."""
+        if self._errors.closed:                     # by another thread, which noticed first that all is over
+            return ""
         self._errors.seek(max(0, os.fstat(self._errors.fileno()).st_size - 4000))
         return self._errors.read().decode("utf-8", "replace")
 

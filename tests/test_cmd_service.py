@@ -53,7 +53,7 @@ def test_all_are_stopped_at_once(services):
 def test_when_all_are_stopped_what_a_killed_one_left_goes_too(home, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "seamless-dask-1").mkdir()
-    (tmp_path / "seamless-dask-1/lock").write_text("")              # which nobody holds
+    (tmp_path / "seamless-dask-1/lock").write_text(os.uname().nodename)     # which nobody holds
     assert run("stop", "--all")[0] == 0
     assert not (tmp_path / "seamless-dask-1").exists()
 
@@ -85,8 +85,8 @@ def test_the_help_says_all_there_is(home):
 
 def test_uninstalling_this_machine_keeps_results_and_what_the_user_wrote(services, home):
     folder = home / ".seamless"
-    (folder / "cache").mkdir()
-    (folder / "cache" / "buffer").write_bytes(b"x" * 2048)
+    (folder / "cache" / "project" / "ab").mkdir(parents=True)
+    (folder / "cache" / "project" / "ab" / "buffer").write_bytes(b"x" * 2048)
     (folder / "clusters.yaml").write_text("")
     code, out, err = run("uninstall", "localhost")
     assert (code, err) == (0, "")

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import pathlib
+import queue
 import re
 import signal
 import subprocess
@@ -320,6 +321,33 @@ def test_jobs_whose_server_dies_each_time_are_held_to_be_the_reason(restarted, t
         stopping.set()
         thread.join()
     remote.close()
+
+
+def test_hundreds_of_jobs_in_flight_all_hear_that_their_server_is_gone(restarted, tmp_path):
+    restarted.kill()
+    clients = []
+
+    def connect(again):
+        clients.append(JobserverClient(restarted.address))
+        return clients[-1]
+    remote = executors.Remote(connect)
+    jobs = [text(i, 7) for i in range(600)]
+    futures = [remote.submit(Job(tf._recipe, tf._meta, tf._buffers)) for tf in jobs]
+    assert all(isinstance(future.exception(30), ServiceError) for future in futures)
+    remote.close()
+
+
+def test_a_failure_of_this_machine_while_mending_ends_the_jobs_and_not_the_thread_that_sends_them(restarted):
+    restarted.kill()
+
+    def mend():
+        raise OSError(24, "Too many open files")
+    client, ended = JobserverClient(restarted.address, mend=mend), queue.SimpleQueue()
+    for i in range(2):                      # the second finds the thread alive
+        tf = text(i, 8)
+        client.submit(Job(tf._recipe, tf._meta, tf._buffers), lambda outcome, error: ended.put(error))
+        assert "Too many open files" in str(ended.get(timeout=30))
+    client.close()
 
 
 class Silent(Service):

@@ -308,8 +308,8 @@ def test_uninstall_stops_everything_and_leaves_only_what_is_the_users(host):
     (store / "buffer").write_bytes(b"x" * 1000)
     with Talk(host) as talk:
         talk.ask("receive", data, dist=dist)
-        (home / "clusters-data").mkdir()
-        (home / "clusters-data" / "result").write_bytes(b"y" * 500)
+        (home / "clusters-data" / "project" / "ab").mkdir(parents=True)
+        (home / "clusters-data" / "project" / "ab" / "result").write_bytes(b"y" * 500)
         (home / "clusters.yaml").write_text("")
         one, two = ensure(talk, dist, wish(), wish(key="hashserver-x", args=["--directory", str(store)]))["records"]
         done = talk.ask("uninstall")
@@ -319,6 +319,18 @@ def test_uninstall_stops_everything_and_leaves_only_what_is_the_users(host):
         (home / "clusters.yaml").unlink()
         done = talk.ask("uninstall", data=True)
         assert done["kept"] == done["left"] == [] and not home.exists() and (store / "buffer").exists()
+
+
+def test_uninstall_leaves_what_others_put_into_folders_that_are_called_like_ours(host):
+    home = host / ".seamless"
+    mine = [home / "run" / "thesis.txt", home / "dist" / "release-1.tar", home / "tmp" / "x", home / "cache" / "letters" / "a.txt"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    (home / "run" / "old.log").write_text("ours")
+    with Talk(host) as talk:
+        talk.ask("uninstall", data=True)
+    assert all(path.read_text() == "mine" for path in mine) and not (home / "run" / "old.log").exists()
 
 
 def test_uninstall_does_not_pull_the_carpet_from_under_services_on_other_hosts_with_the_same_home(host):

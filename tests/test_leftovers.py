@@ -30,3 +30,11 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
         child.kill()
     leftovers.sweep(str(tmp_path))
     assert sorted(os.listdir(str(tmp_path))) == ["other", "seamless-jobs-file", "seamless-jobs-new"]
+
+
+def test_what_another_node_holds_stays_though_its_lock_does_not_count_here(tmp_path):
+    folder = tmp_path / "seamless-jobs-far"
+    folder.mkdir()
+    (folder / "lock").write_text("another-node")
+    leftovers.sweep(str(tmp_path))
+    assert folder.exists()
