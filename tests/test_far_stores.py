@@ -183,7 +183,7 @@ def test_a_slow_iterable_does_not_keep_what_is_there_from_beginning(far):
     assert {tf.value for tf in parallel(slow())} == {"1 "} and begun.is_set()
 
 
-@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("direction", ["up", pytest.param("down", marks=pytest.mark.slow)])
 def test_a_line_that_is_cut_again_and_again_costs_no_job(far, direction):
     far.jobserver()
     far.use("buffer", "database")
@@ -284,7 +284,7 @@ def reconnecting(server):
     return executors.Remote(connect)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["run", "submit"])
 @pytest.mark.parametrize("connected", [mending, reconnecting])
 def test_jobs_of_a_server_that_dies_are_sent_to_its_successors(restarted, tmp_path, connected, way, number):

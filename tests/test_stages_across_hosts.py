@@ -304,7 +304,7 @@ def test_a_hit_on_another_host_needs_only_the_stores(hosts):
     assert hosts.services("farhost") == {"hashserver", "database", "jobserver"}
 
 
-@pytest.mark.parametrize("execution", ["process", "spawn"])
+@pytest.mark.parametrize("execution", ["process", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_jobs_run_here_and_everything_is_kept_there(hosts, execution):
     far(hosts, execution)
     code = BEGIN + "print(part2('a', 'b' * 100_000).run()[0])\n"
@@ -340,6 +340,7 @@ print(len(tf.value))
     assert hosts.python(code) == "200000\n"
 
 
+@pytest.mark.slow
 def test_result_folders_come_in_batches_and_unchanged_files_stay(hosts):
     far(hosts, "remote")
     (hosts.work / "d").mkdir()
