@@ -2,7 +2,7 @@
 import dataclasses
 import typing as _t
 
-from . import services
+from . import hostside, services
 from .errors import ConfigurationError, ServiceError
 from .httpclient import HttpClient
 
@@ -30,8 +30,7 @@ def dashboard_link(session) -> str:
     if answer["dashboard"] is None:
         raise ConfigurationError(answer["no_dashboard"])
     # It listens on the loopback interface of its host, so it takes a tunnel even if the services do not.
-    through = dataclasses.replace(connection, place=connection.place._replace(tunnel=True))
-    return through.forward(answer["dashboard"])
+    return _with_tunnel(connection).forward(answer["dashboard"])
 
 
 def _ask(session):
@@ -41,15 +40,25 @@ def _ask(session):
         raise ConfigurationError("there is no Dask cluster here: configure 'execution: remote' and 'remote: daskserver', with a cluster that"
                                  " has a daskserver, and call seamless_lite.config.init()")
     connection = session.connect()["daskserver"]
+    host = hostside.reachable(settings.cluster.frontend_of("daskserver").daskserver.network_interface)
     try:
-        return connection, _post(connection)
+        return connection, _post(connection, host)
     except ServiceError:                    # it went to sleep
         connection = services.start_again(settings)["daskserver"]
-        return connection, _post(connection)
+        return connection, _post(connection, host)
 
 
-def _post(connection) -> _t.Dict[str, str]:
-    http = HttpClient(connection.address, connection.secret, mend=connection.mend)
+def _with_tunnel(connection):
+    return dataclasses.replace(connection, place=connection.place._replace(tunnel=True))
+
+
+def _post(connection, host: str) -> _t.Dict[str, str]:
+    """``host``: where it listens, as seen from its own host."""
+    address = connection.address
+    if connection.place.ssh is not None and not connection.place.tunnel:
+        # Its requests are signed and not encrypted, and the answer holds a private key.
+        address = _with_tunnel(connection).forward("http://%s:%s" % ("[%s]" % host if ":" in host else host, connection.port))
+    http = HttpClient(address, connection.secret, mend=connection.mend)
     try:
         return http.request("POST", "/dask", json={}, timeout_s=_TIMEOUT_S).expect(200).json()
     finally:

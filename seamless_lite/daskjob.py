@@ -14,6 +14,7 @@ import os
 import time
 
 END_S = 10.0                # so long before its walltime the job ends by itself
+GRACE_S = 2.0               # between a decision and a task's beginning
 FRESH_S = 60.0              # the first task of a worker that has just come is always welcome
 _CLOSE_S = 5.0
 LIFE, END = "seamless_life_s", "seamless_end_s"
@@ -46,6 +47,15 @@ async def dask_setup(worker):
     worker.handlers["seamless_drain"] = drain
     if END in _ends:
         asyncio.get_running_loop().call_later(max(0.0, _ends[END] - now), _end, worker)
+
+
+def refusal(limit_s, end_s=None):
+    """Why a task with this time limit can never run in jobs that end after ``end_s`` (None: as this one does); None if it can."""
+    if end_s is None:
+        end_s = float(os.environ.get("SEAMLESS_JOB_END") or "inf")
+    if limit_s is None or limit_s + GRACE_S <= end_s:
+        return None
+    return "it may take %g s, but the jobs of this queue end after %g s: raise 'walltime', or lower the limit" % (limit_s, end_s)
 
 
 def is_too_late(worker, limit_s=None) -> bool:

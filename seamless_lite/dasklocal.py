@@ -13,11 +13,13 @@ import typing as _t
 from .cpus import usable_cpus
 from .errors import ServiceError
 from .processes import describe_exit
+from .queuescript import dotted, memory_bytes
 
 #: So many tasks more than there are slots are at the Dask worker: their queue is its local pool.  Then messages
 #: and commits are for several tasks at once, which doubles the rate of short ones.
 ROOM = 14
 _TRIES = 20
+_IN_VAIN = 4                # so often workers are started before that is a failure
 _DIED = re.compile(r"Worker process (\d+) (was killed by signal|exited with status) (\d+)")
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 class Local:
     """``parameters`` are those of the status file, ``folder`` is private; the scheduler listens on ``host`` in ``ports``.
 
-    Raises ``ServiceError``.
+    Raises ``ConfigurationError`` or ``ServiceError``.
     """
     limits: _t.Optional[dict] = None        # a task may take as long as it likes
 
@@ -34,17 +36,20 @@ class Local:
         import dask                         # only a daskserver needs it
         from distributed import LocalCluster
         queue = parameters.get("queue") or {}
-        workers = parameters.get("workers") or queue.get("cores") or usable_cpus()
+        for key in ("tmpdir", "conda", "job_script_prologue"):
+            if queue.get(key):
+                log.warning("'%s' of the queue %r has no effect: the Dask workers are on this machine, without a job", key, queue.get("name"))
+        workers = queue.get("cores") or parameters.get("workers") or usable_cpus()
         self.on_failure: _t.Callable[[str], None] = log.error
-        self._deaths = _Deaths()
+        self._deaths, self._in_vain = _Deaths(), 0
         logging.getLogger("distributed.nanny").addHandler(self._deaths)
         processes = queue.get("processes") or (workers if parameters.get("pure") else 1)
         self._processes = processes
         self.slots = queue.get("worker_threads") or max(1, workers // processes)
         room = ROOM if processes == 1 and not parameters.get("pure") else 0
-        memory = queue.get("memory")
-        options = {"memory_limit": "%d MB" % memory if isinstance(memory, int) else memory} if memory else {}
-        dask.config.set(queue.get("extra_dask_config") or {})
+        memory = memory_bytes(queue.get("memory"), "the queue %r of cluster %r" % (queue.get("name"), parameters.get("cluster")))
+        options = {"memory_limit": memory // processes} if memory else {}
+        dask.config.set(dotted(queue.get("extra_dask_config") or {}))
         error: _t.Any = None
         for port in itertools.islice(free_ports(host, ports) if ports else (0,), _TRIES):
             try:
@@ -80,9 +85,14 @@ class Local:
         lost = [name for name, nanny in list(cluster.workers.items()) if nanny.status.name in ("closed", "failed")]
         for name in lost:
             cluster.loop.asyncio_loop.call_soon_threadsafe(cluster.workers.pop, name, None)
+        if cluster.scheduler.workers:
+            self._in_vain = 0
         if lost or len(cluster.workers) < self._processes:
             log.warning("Dask workers are gone; new ones are started")
             cluster.scale(self._processes)
+            self._in_vain += 1
+            if self._in_vain >= _IN_VAIN:   # and they are started again and again, but nobody has to wait for that
+                self.on_failure("the Dask workers end as soon as they are started; the log of the daskserver says why")
 
     def refuses(self, limit_s: _t.Optional[float]) -> _t.Optional[str]:
         """No task is too long."""

@@ -74,8 +74,8 @@ class DaskPool:
 
     def prepare(self) -> None:
         """Make the workers ours now."""
-        prepare, self._prepare = self._prepare, lambda: None
-        prepare()
+        self._prepare()
+        self._prepare = lambda: None        # only now: what failed is tried again
 
     @property
     def workers(self) -> int:
@@ -160,10 +160,6 @@ class DaskPool:
         if circle is not None:
             log.warning("jobs wait for each other: %s", " ".join(circle))
             self._client.run(dasktask.refuse, circle[0], circle[1], workers=[place[circle[0]]])
-
-    def busy(self) -> bool:
-        """True if there is any job."""
-        return bool(self._tasks)
 
     def close(self) -> None:
         """Drop all jobs (their outcome is ``ServiceError``) and the client; whoever owns the cluster ends it."""

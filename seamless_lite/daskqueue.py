@@ -111,8 +111,10 @@ def job_script(cluster, options: _t.Mapping, name: str, lines: _t.Sequence[str],
                "job_script_prologue": [*lines, *prologue]}
     scheduler = cluster.scheduler
     address = getattr(scheduler, "contact_address", None) or scheduler.address
-    if options["security"] is not None:     # a worker's command line has no place for those of the clients that its tasks make
-        config = {"distributed.comm.tls.client." + what: options["security"].get_tls_config_for_role("worker")[what] for what in ("cert", "key")}
+    if options["security"] is not None:     # dask_jobqueue does not quote paths; and the clients that tasks make need them too
+        keys = options.pop("security").get_tls_config_for_role("worker")
+        config = {"distributed.comm.tls.%s.%s" % (role, what): keys[what] for role in ("worker", "client") for what in ("cert", "key")}
+        config.update({"distributed.comm.tls.ca-file": keys["ca_file"], "distributed.comm.require-encryption": True})
         options["job_script_prologue"] += exports(as_variables(config))
     options["job_script_prologue"].append("SEAMLESS_JOB_HOST=$(%s -c '%s' %s)" % (
         options["python"], OWN_ADDRESS, shlex.quote(re.sub(r"^\w+://|:\d+$", "", address).strip("[]"))))

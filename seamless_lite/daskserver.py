@@ -11,6 +11,7 @@ or in jobs of SLURM or OAR (``daskqueue``).  Besides:
 Scheduler, workers and clients of the cluster know each other by a key pair that was made for it.
 """
 import argparse
+import contextlib
 import importlib.util
 import logging
 import os
@@ -27,7 +28,7 @@ from .daskstores import NodeStores
 from .errors import ConfigurationError
 from .httpbase import LOOPBACK, HttpError, Request, run_service, service_arguments
 from .jobserver import JobService, positive, stores_of
-from .signing import load_secret, seamless_home
+from .signing import seamless_home
 from .statusfile import await_status
 from .stores import Stores, open_stores
 
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 class DaskServer(JobService):
     """``parameters``: those of the status file; ``spec``: where the stores are, with ``secret`` (None: stores of its own, which
-    end with it); ``label``: what a daskserver that is started again for the same purpose is called as well.
+    end with it); ``label``: names its folder.
 
     Raises ``ConfigurationError`` or ``ServiceError``.
     """
@@ -61,6 +62,7 @@ class DaskServer(JobService):
         self._folder = _PrivateFolder()
         dask.config.set({"temporary-directory": self._folder.path})
         self._managed: _t.Any = None
+        self._queue_folder: _t.Optional[str] = None
         self._storage: _t.List[NodeStores] = []
         try:
             self._keys = dasktls.make_keys()
@@ -142,12 +144,15 @@ class DaskServer(JobService):
         if parameters.get("type") in (None, "local"):
             return Local(parameters, security, host or "127.0.0.1", ports, options, self._folder.path)
         from .daskqueue import make_cluster     # needs dask-jobqueue
+        from .queuestate import FILE, sweep
         folder = os.path.join(seamless_home(), "dask", label)
+        sweep(os.path.dirname(folder))
         os.makedirs(folder, 0o700, exist_ok=True)
+        self._queue_folder = folder
         if ports:
             options["port"] = next(free_ports(host or "0.0.0.0", ports))
         return make_cluster(parameters, security=security, host=None if host in LOOPBACK else host, scheduler_options=options,
-                            environment={"PYTHONPATH": package_root()}, log_folder=folder, state_file=os.path.join(folder, "jobs.json"))
+                            environment={"PYTHONPATH": package_root()}, log_folder=folder, state_file=os.path.join(folder, FILE))
 
     def _stores_of_workers(self, parameters: _t.Mapping, spec: dict, secret: _t.Optional[bytes], stores: Stores) -> _t.Tuple[dict, _t.Optional[bytes]]:
         """How the workers open the stores: on other hosts, what this host would open directly is served from here."""
@@ -160,6 +165,9 @@ class DaskServer(JobService):
     def _end_cluster(self) -> None:
         if self._managed is not None:
             self._managed.close()
+        if self._queue_folder is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._queue_folder)        # unless logs of jobs that failed are in it
         for storage in self._storage:
             storage.close()
         self._folder.remove()
@@ -224,11 +232,15 @@ def make_service(args) -> DaskServer:
     _need_dask()
     parameters = await_status(args.status_file).get("parameters") or {}
     if args.workers:
-        parameters = {**parameters, "workers": args.workers}
+        queue = parameters.get("queue") or {}
+        if parameters.get("type") in (None, "local"):
+            queue = {**queue, "cores": None}        # which would count for more
+        parameters = {**parameters, "workers": args.workers, "queue": queue or None}
     spec, secret = None, None
     if args.stores or not parameters.get("pure"):
         spec, secret = stores_of(args, parameters)
-    label = os.path.splitext(os.path.basename(args.status_file))[0] if args.status_file else "by-hand"
+    label = (os.path.splitext(os.path.basename(args.status_file))[0] if args.status_file
+             else "by-hand-%s-%d" % (os.uname().nodename, os.getpid()))
     return DaskServer(parameters, spec, secret, label)
 
 

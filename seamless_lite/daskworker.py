@@ -13,6 +13,7 @@ import asyncio
 import collections
 import json
 import logging
+import os
 import threading
 import time
 import typing as _t
@@ -22,7 +23,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import SecedeEvent
 
 from . import dasktask
-from .daskjob import is_too_late
+from .daskjob import is_too_late, refusal
 from .daskpool import DaskPool
 from .daskstores import on_node
 from .errors import SeamlessError, ServiceError
@@ -78,6 +79,9 @@ class Node:
             return json.dumps({"error": {"kind": "JobCancelledError", "message": "job %s was cancelled before it began" % id}}).encode(), None
         task = self.running.get(id)
         if task is None:
+            never = refusal(fields["timeout_s"])        # a job that asks for others does not know the queue
+            if never is not None:
+                return json.dumps({"error": {"kind": "SeamlessError", "message": "job %s cannot run: %s" % (id, never)}}).encode(), None
             if is_too_late(self.worker, fields["timeout_s"]):
                 raise Reschedule()
             meta = json.loads(payload).get("meta") or {}
@@ -100,8 +104,7 @@ class Node:
         told = [(task, outcome, self._keep_output(task.id, path)) for task, outcome, path in ended]
         for task, outcome, _ in told:
             self.running.pop(task.id, None)
-            if task.seceded:
-                self._service.jobs.parent_ended(task.id, "error" in outcome)
+            self._service.jobs.parent_ended(task.id, "error" in outcome)
         self._loop.call_soon_threadsafe(self._finish, told)
 
     @staticmethod
@@ -276,7 +279,15 @@ class Plugin(WorkerPlugin):
 
     def setup(self, worker) -> None:
         """Called by Dask when the worker is about to begin."""
-        dasktask.node = Node(worker, self._slots, self._spec, self._secret)
+        try:
+            dasktask.node = Node(worker, self._slots, self._spec, self._secret)
+        except Exception:
+            if worker.periodic_callbacks["heartbeat"].is_running():
+                raise                       # it was there before us, and whoever registers us is told
+            # Dask would keep a worker that has just come, and give it tasks, all of which would fail.
+            log.exception("this worker cannot do its work, and ends")
+            logging.shutdown()
+            os._exit(1)
 
     async def teardown(self, worker) -> None:
         """Called by Dask when the worker closes."""

@@ -221,10 +221,6 @@ class WorkerPool:
     read_log = staticmethod(read_log)
     remove_log = staticmethod(remove_file)
 
-    def busy(self) -> bool:
-        """True if there is any job."""
-        return bool(self._tasks)
-
     def pids(self) -> _t.List[int]:
         """The worker processes."""
         children = [worker.child for worker in list(self._all)]

@@ -16,17 +16,17 @@ import threading
 import time
 import typing as _t
 
-from .daskjob import END, LIFE
+from .daskjob import END, GRACE_S, LIFE, refusal
 from .durable import remove_file
 from .queuescript import Plan
 from .queuestate import QueueState
 from .queuesystem import ENDING, PENDING, RUNNING, Listed, QueueError
 
+PREFIX = "seamless"         # so Dask calls all tasks whose names are those of jobs
 LOOK_S = 0.2
 ASK_S = (1.0, 10.0)         # how often the queue is listed: at first, and when nothing has changed for a while
 IDLE_S = 5.0                # a job without tasks is kept so long
 LOST_S = 15.0               # a running job whose worker is gone is given up after this
-GRACE_S = 2.0               # between our decision and a task's beginning
 PATIENCE_S = 60.0           # a queueing system that does not answer is asked again for so long
 RETRY_S = 3.0
 REFUSED_S = 30.0            # with jobs at work, a refusal to take one more is no failure, and is tried again after this
@@ -71,6 +71,7 @@ class View(_t.NamedTuple):
     waiting: int
     slots: int
     longest_s: float        # the largest time limit among the waiting tasks
+    usual_s: float          # how long our tasks have taken so far, in the mean; 0 if that is not known
 
 
 class Managed:
@@ -113,10 +114,7 @@ class Managed:
 
     def refuses(self, limit_s: _t.Optional[float]) -> _t.Optional[str]:
         """Why a task with this time limit can never run here; None if it can."""
-        if limit_s is None or limit_s + GRACE_S <= self.plan.walltime_s:
-            return None
-        return ("it may take %g s, but the jobs of this queue end after %g s: raise 'walltime', or lower the limit"
-                % (limit_s, self.plan.walltime_s))
+        return refusal(limit_s, self.plan.end_s)
 
     def epitaph(self, worker: str, wait_s: float = 5.0) -> _t.Optional[str]:
         """How the job ended in which the worker with this name or address lived, as a clause; None if it lives.
@@ -146,14 +144,16 @@ class Managed:
         self._thread.join(10)
         try:
             self.system.cancel(sorted({*self._jobs, *self.system.jobs(self.tag)}))
-            self._state.end()
+            if not self._thread.is_alive():     # else it may be submitting one more
+                self._state.end()
         except QueueError as exc:
             log.error("jobs may be left in the queue; the next start cancels them: %s", exc)
         try:
             self.cluster.close(timeout=10)
         except Exception as exc:            # of whatever kind: the jobs are gone, and so shall we be
             log.warning("the scheduler did not close in order: %s: %s", type(exc).__name__, exc)
-        for path in sum(([job.script, job.log_path] for job in list(self._jobs.values())), list(self._files)):
+        ours = [job for job in list(self._past.values()) if job.useful or job.id in self._jobs]  # the others' logs say why they failed
+        for path in sum(([job.script, job.log_path] for job in ours), list(self._files)):
             remove_file(path)
 
     # --- the thread -----------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Managed:
         """Look at everything once, and do what is to be done."""
         view = self.cluster.sync(self._look, callback_timeout=30)
         now = time.monotonic()
-        self._ask_queue(now)
+        self._ask_queue(view, now)
         self._meet(view, now)
         self._bury(view, now)
         self._drain(view)
@@ -201,18 +201,22 @@ class Managed:
         sample = [self._usual_s(task) for task in waiting[:200]]
         usual_s = sum(sample) / len(sample) if sample else self.plan.unknown_s
         work_s += min(target_s, usual_s) * (len(waiting) + stacked)
-        limits = [self.limits[task.key] for task in waiting if task.key in self.limits] if self.limits else []
-        return View(workers, len(waiting) + stacked, math.ceil(work_s / target_s), max(limits, default=0.0))
+        limits = [self.limits.get(task.key, 0.0) for task in waiting] if self.limits else []
+        ours = scheduler.task_prefixes.get(PREFIX)
+        return View(workers, len(waiting) + stacked, math.ceil(work_s / target_s), max(limits, default=0.0),
+                    max(0.0, ours.duration_average) if ours is not None else 0.0)
 
     def _usual_s(self, task) -> float:
         """How long tasks like this one have taken."""
         mean_s = task.prefix.duration_average if task.prefix is not None else -1
         return self.plan.unknown_s if mean_s < 0 else mean_s
 
-    def _ask_queue(self, now: float) -> None:
+    def _ask_queue(self, view: View, now: float) -> None:
         """List the jobs in the queue, if it is time to."""
         quiet_s = now - self._changed_s
-        if not self._jobs or now < self._asked_s + min(ASK_S[1], max(ASK_S[0], quiet_s / 10)):
+        known = {name for job in self._jobs.values() for name in job.workers}
+        nothing = not self._jobs and all(worker.name in known for worker in view.workers)
+        if nothing or now < self._asked_s + min(ASK_S[1], max(ASK_S[0], quiet_s / 10)):
             return
         self._asked_s = now
         listed = self.system.jobs(self.tag)
@@ -272,8 +276,8 @@ class Managed:
             how = job.ended = job.ended or self._how(job) or "ended"
             sentence = "%s job %s %s before it had a task; %s" % (self.system.title, job.id, how, _last_words(job.log_path))
             log.warning("%s", sentence)
-            self._wait_until_s = now + self._quick
-            if self._quick >= QUICK_FAILURES:
+            self._wait_until_s = now + min(self._quick, REFUSED_S)
+            if self._quick >= QUICK_FAILURES and not any(job.connected for job in self._jobs.values()):
                 self._fail("%d jobs in a row failed at once: the last one, %s" % (self._quick, sentence))
 
     def _how(self, job: Job) -> _t.Optional[str]:
@@ -284,8 +288,11 @@ class Managed:
 
     def _drain(self, view: View) -> None:
         """Workers that end too soon for new tasks get none, and hand back those that have not begun."""
+        useful = {name for job in self._jobs.values() if job.useful for name in job.workers}
         for worker in view.workers:
-            late = not worker.draining and (worker.life_s <= 0 or worker.end_s < view.longest_s + GRACE_S)
+            # Who has just come is kept for the first task, however long tasks usually are: the next one would be no better.
+            usual_s = view.usual_s if worker.name in useful or worker.end_s < self.plan.end_s / 2 else 0.0
+            late = not worker.draining and (worker.life_s <= 0 or worker.end_s < max(view.longest_s, usual_s) + GRACE_S)
             if late:
                 log.info("worker %s takes no more tasks: its job ends in %.0f s", worker.name, worker.end_s)
             if late or worker.draining and worker.tasks:        # one more may have been on its way
@@ -377,7 +384,10 @@ class Managed:
         for worker in workers:
             self._past[worker] = job
         for old in list(self._past)[:-REMEMBERED]:
-            del self._past[old]
+            if self._past[old].id not in self._jobs:
+                forgotten = self._past.pop(old)
+                if forgotten.useful:
+                    remove_file(forgotten.log_path)
         log.info("submitted job %s for worker %s", id, name)
         self._save()
         return True

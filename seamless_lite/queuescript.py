@@ -58,6 +58,11 @@ class Plan(_t.NamedTuple):
         """Tasks that one job runs at the same time."""
         return self.processes * self.threads
 
+    @property
+    def end_s(self) -> float:
+        """After so long a job ends by itself."""
+        return self.walltime_s - _margin(self.walltime_s)
+
 
 def plan(parameters: _t.Mapping, system, environment: _t.Mapping[str, str], python: str) -> _t.Tuple[Plan, _t.List[str]]:
     """The plan for the queue in ``parameters`` (those of the status file), and what it could not find out.
@@ -73,7 +78,7 @@ def plan(parameters: _t.Mapping, system, environment: _t.Mapping[str, str], pyth
     except QueueError as exc:
         notes.append(str(exc))
     processes, threads, cores = _shape(queue, parameters, partition, where)
-    memory = _memory(queue.get("memory"), where) or _share(partition, cores, bool(queue.get("exclusive")))
+    memory = memory_bytes(queue.get("memory"), where) or _share(partition, cores, bool(queue.get("exclusive")))
     walltime_s = _walltime(queue.get("walltime") or partition.walltime, system.kind, where)
     if walltime_s is None:
         walltime_s = min(HOUR_S, _walltime(partition.most_walltime, system.kind, where) or HOUR_S)
@@ -127,7 +132,8 @@ def _share(partition: Partition, cores: int, exclusive: bool) -> int:
     return partition.memory if exclusive else min(partition.memory, partition.memory * cores // partition.cores)
 
 
-def _memory(text, where) -> _t.Optional[int]:
+def memory_bytes(text, where: str) -> _t.Optional[int]:
+    """What 'memory' of a queue means.  Raises ``ConfigurationError``."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)B?\s*", str(text), re.IGNORECASE)
@@ -207,7 +213,7 @@ def _directives(queue, node, system) -> _t.List[str]:
         # A job that begins again would be a second worker of the same name: we submit anew.
         own = ["--no-requeue", "--chdir=/"] + (["--nodelist=" + node] if node else []) + (["--exclusive"] if queue.get("exclusive") else [])
     elif node:
-        own = ["-p host='%s'" % node]
+        own = ["-p host='%s'" % node]     # SQL: ``Oar.submit`` leaves the quotes alone
     extra = [line[len(system.mark):] if line.startswith(system.mark) else line for line in queue.get("job_extra_directives") or ()]
     return own + [line.strip() for line in extra]
 
@@ -225,12 +231,16 @@ def _prologue(queue, environment, walltime_s, where) -> _t.List[str]:
     lines += exports(variables)
     lines += _activation(queue.get("conda"), where)
     lines += queue.get("job_script_prologue") or ()
-    folders = [shlex.quote(queue["tmpdir"])] if queue.get("tmpdir") else []
+    folders, check = [], []
+    if queue.get("tmpdir"):
+        folders = [_with_variables(queue["tmpdir"])]
+        check = ['[ "$folder" = %s ] || echo "there can be no temporary files in "%s": $folder is taken" >&2' % (folders[0], folders[0])]
     lines += [
         'SEAMLESS_JOB_NAME="seamless-job-${HOSTNAME%%.*}-"',
         'for folder in ' + " ".join(folders + ['"${SLURM_TMPDIR:-}"', '"${TMPDIR:-}"', "/tmp", "/var/tmp", '"$HOME"; do']),
         '  [ -n "$folder" ] && SEAMLESS_JOB_FOLDER=$(mktemp -d "$folder/${SEAMLESS_JOB_NAME}XXXXXXXX" 2>/dev/null) && break',
         "done",
+        *check,
         'trap \'cd /; rm -rf "$SEAMLESS_JOB_FOLDER"\' EXIT',
         # Jobs that were killed left theirs; those of others that live, here on this node, are locked: before the lock has
         # the name that others look for.
@@ -239,6 +249,12 @@ def _prologue(queue, environment, walltime_s, where) -> _t.List[str]:
         'export TMPDIR="$SEAMLESS_JOB_FOLDER" SEAMLESS_JOB_FOLDER',
         'cd "$SEAMLESS_JOB_FOLDER"']        # "python -m" would import what lies in the folder from which the job was sent
     return lines
+
+
+def _with_variables(path: str) -> str:
+    """A word for the shell, in which ``$NAME``, ``${NAME}`` and ``~`` at the beginning still mean something."""
+    text = re.sub(r'[\\"`]|\$(?!\w|\{\w+\})', r"\\\g<0>", path)
+    return '"%s"' % re.sub(r"^~(?=/|$)", "$HOME", text)
 
 
 def exports(variables: _t.Mapping[str, str]) -> _t.List[str]:
@@ -273,7 +289,7 @@ def _activation(name: _t.Optional[str], where: str) -> _t.List[str]:
         script = os.path.join(root, "etc/profile.d/conda.sh")
         if os.path.exists(script):
             return [". %s" % shlex.quote(script),
-                    'conda activate %s || { echo "the conda environment %s cannot be activated" >&2; exit 1; }' % ((shlex.quote(name),) * 2)]
+                    "conda activate %s || { echo 'the conda environment' %s 'cannot be activated' >&2; exit 1; }" % ((shlex.quote(name),) * 2)]
     raise ConfigurationError("%s has 'conda: %s', but no conda was found on %s; set CONDA_ROOT to its folder"
                              % (where, name, os.uname().nodename))
 

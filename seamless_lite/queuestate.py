@@ -1,22 +1,29 @@
-"""Which jobs a cluster has in the queue, on disk: so that the next start can cancel what a killed one left.
+"""Which jobs a cluster has in the queue, on disk: so that the next start of any can cancel what a killed one left.
 
 The jobs' name is written before the first of them is submitted, and the queue knows all jobs with that name.  Jobs
 without their scheduler end by themselves, but those that wait in the queue would have to begin first.
 """
+import contextlib
+import glob
 import json
 import logging
 import os
+import shutil
+import time
 import typing as _t
 
 from . import hostside
 from .durable import remove_file
 from .queuesystem import SYSTEMS, QueueError
 
+FILE = "jobs.json"          # in the folder of a daskserver
+KEEP_S = 7 * 86400.0
 log = logging.getLogger(__name__)
 
 
 class QueueState:
-    """The file ``path``.  Making one cancels what a dead process left; what could not be cancelled stays in the file."""
+    """The file ``path``.  Making one cancels what a dead process left; what could not be cancelled, or is no business of
+    ours, stays in the file."""
 
     def __init__(self, path: str):
         self.path = path
@@ -43,6 +50,18 @@ class QueueState:
             remove_file(self.path)
 
 
+def sweep(parent: str) -> None:
+    """Cancel what dead clusters left in the queue, each with a folder in ``parent``, and remove the folders.
+
+    Those of clusters that live, or on other hosts, stay; and for a while what else was left, such as the logs of jobs that failed.
+    """
+    for folder in glob.glob(os.path.join(glob.escape(parent), "*")):
+        with contextlib.suppress(OSError):  # another one sweeps too
+            states = _read(os.path.join(folder, FILE))
+            if all([_cancelled(state) for state in states]) and (states or os.stat(folder).st_mtime < time.time() - KEEP_S):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _read(path: str) -> _t.List[dict]:
     try:
         with open(path, encoding="utf-8") as file:
@@ -56,12 +75,12 @@ def _read(path: str) -> _t.List[dict]:
 
 
 def _cancelled(state: dict) -> bool:
-    """Whether nothing is left of the jobs of ``state``, or they are no business of ours."""
+    """Whether nothing is left of the jobs of ``state``."""
     make = SYSTEMS.get(str(state.get("system")))
     if make is None or not state.get("tag"):
         return True
     if state.get("node") != os.uname().nodename or hostside.alive(state):
-        return True                         # somebody else's; or nobody can know from here whether it lives
+        return False                        # somebody else's; or nobody can know from here whether it lives
     system = make()
     try:
         ids = sorted(system.jobs(state["tag"]))

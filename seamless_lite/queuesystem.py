@@ -5,6 +5,7 @@ Every command has a deadline, and what it says goes into the error.  Nothing her
 import json
 import os
 import re
+import shlex
 import subprocess
 import typing as _t
 
@@ -69,9 +70,9 @@ class Slurm:
         return out.split(";")[0]
 
     def jobs(self, tag: str) -> _t.Dict[str, Listed]:
-        """The jobs with the name ``tag`` by id.  Raises ``QueueError``."""
+        """Our jobs with the name ``tag`` by id.  Raises ``QueueError``."""
         found = {}
-        for line in run(["squeue", "-h", "-o", "%i|%T|%r", "--name=" + tag]).splitlines():
+        for line in run(["squeue", "-h", "-o", "%i|%T|%r", "--user=%d" % os.getuid(), "--name=" + tag]).splitlines():
             id, state, reason = line.strip().split("|", 2)
             state = PENDING if state in ("PENDING", "REQUEUED") else ENDING if state == "COMPLETING" else RUNNING
             found[id] = Listed(state, reason)
@@ -132,10 +133,10 @@ class Oar:
 
     def submit(self, script: str) -> str:
         """Submit the file ``script``; returns the job's id.  Raises ``QueueError``."""
-        import shlex                        # the options stand in the script, as dask-jobqueue writes it
         with open(script, encoding="utf-8") as file:
             lines = file.read().splitlines()
-        options = [shlex.split(line[len(self.mark):]) for line in lines if line.startswith(self.mark)]
+        # The options stand in the script, as dask-jobqueue writes it.
+        options = [_words(line[len(self.mark):].strip()) for line in lines if line.startswith(self.mark)]
         out = run(["oarsub", *sum(options, []), "bash " + shlex.quote(script)])      # read when the job begins
         match = re.search(r"OAR_JOB_ID=(\d+)", out)
         if not match:
@@ -198,6 +199,15 @@ class Oar:
         except (ValueError, AttributeError):
             counts = {}
         return Partition(min(counts.values()), address=sorted(counts)[0]) if counts else Partition()
+
+
+def _words(option: str) -> _t.List[str]:
+    """The arguments that a line of options for OAR stands for; a property is SQL, with quotes of its own."""
+    match = re.match(r"(-p|--property)[\s=]\s*(.*)", option)
+    if match is None:
+        return shlex.split(option)
+    outer = re.fullmatch(r"(['\"])(.*)\1", match[2])
+    return [match[1], outer[2] if outer else match[2]]
 
 
 def _by_log(log: str) -> _t.Optional[str]:

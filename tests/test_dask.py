@@ -1,4 +1,5 @@
 """The daskserver as the program, with a real LocalCluster, real worker processes and real stores."""
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -325,7 +326,7 @@ def test_when_a_dask_worker_cannot_connect_for_a_job_that_asks_for_another_whate
         spread = _Spread(types.SimpleNamespace(worker=worker, local=local, running={}))
         with pytest.raises(ServiceError, match="cannot be reached"):
             spread.submit("a" * 64, b"", print)
-        assert not local.busy()
+        assert local.state("elsewhere " + "a" * 64) is None
 
 
 def test_a_job_that_a_client_and_another_job_ask_for_is_one(shared, tmp_path):
@@ -558,6 +559,89 @@ def test_without_keys_there_is_one_sentence(make, tmp_path):
     server = make(env={"PATH": str(tmp_path / "bin")}.items())
     assert server.process.wait(20) == 1 and "'openssl'" in server.status["error"] and "'cryptography'" in server.status["error"]
     assert os.listdir(server.folder / "tmp") == []
+
+
+# --- small parts
+
+def test_what_a_queue_says_for_this_machine(monkeypatch, caplog):
+    import dask.config
+    from seamless_lite import dasklocal
+    made = []
+    monkeypatch.setattr(distributed, "LocalCluster", lambda **options: made.append(options))
+
+    def local(**parameters):
+        return dasklocal.Local(parameters, None, "127.0.0.1", None, {"dashboard_address": "", "http_prefix": ""}, "/nowhere")
+    queue = {"name": "q", "cores": 4, "processes": 2, "memory": "2000", "tmpdir": "/scratch",
+             "extra_dask_config": {"distributed": {"comm": {"retry": {"delay": {"min": "2s"}}}}}}
+    with dask.config.set({"distributed.comm.retry.delay.min": "1s"}):
+        assert local(queue=queue, workers=8).slots == 2
+        assert dask.config.get("distributed.comm.retry.delay") == {"min": "2s", "max": "20s"}
+    assert made[0]["memory_limit"] == 1000 << 20 and made[0]["n_workers"] == 2
+    assert "'tmpdir' of the queue 'q' has no effect" in caplog.text
+    with pytest.raises(SeamlessError, match="the queue 'q' of cluster 'c' has 'memory: much'"):
+        local(queue={"name": "q", "memory": "much"}, cluster="c")
+
+
+def test_the_command_line_says_how_many_jobs_run_at_a_time_whatever_the_queue_says(monkeypatch, tmp_path):
+    from seamless_lite import daskserver
+    monkeypatch.setattr(daskserver, "_need_dask", lambda: None)
+    monkeypatch.setattr(daskserver, "DaskServer", lambda parameters, *rest: parameters)
+    status = tmp_path / "status.json"
+    for type, cores in (("local", None), ("slurm", 4)):
+        status.write_text(json.dumps({"parameters": {"type": type, "pure": True, "workers": 3, "queue": {"cores": 4}}}))
+        made = daskserver.make_service(types.SimpleNamespace(status_file=str(status), workers=2, stores=None))
+        assert made["workers"] == 2 and made["queue"] == {"cores": cores}
+
+
+def test_a_dask_worker_that_comes_and_cannot_do_its_work_ends(monkeypatch, caplog):
+    from seamless_lite import daskworker
+
+    def broken(*arguments):
+        raise ServiceError("the stores are not there")
+    ends = []
+    monkeypatch.setattr(daskworker, "Node", broken)
+    monkeypatch.setattr(daskworker.os, "_exit", ends.append)
+    for running in (False, True):
+        heart = types.SimpleNamespace(is_running=lambda: running)
+        with pytest.raises(ServiceError) if running else contextlib.nullcontext():
+            daskworker.Plugin(1, {}, None).setup(types.SimpleNamespace(periodic_callbacks={"heartbeat": heart}))
+    assert ends == [1] and "the stores are not there" in caplog.text
+
+
+def test_a_worker_refuses_what_its_job_is_too_short_for_and_forgets_children(monkeypatch):
+    from seamless_lite.daskworker import Node
+    monkeypatch.setenv("SEAMLESS_JOB_END", "50")
+    node, told = Node.__new__(Node), []
+    node.running, node._refused = {"b": types.SimpleNamespace(id="b", seceded=False)}, {}
+    answer, _ = asyncio.run(node.run(json.dumps({"id": "a", "token": "t", "timeout_s": 60, "chain": []}).encode() + b"\n{}"))
+    assert "it may take 60 s, but the jobs of this queue end after 50 s" in json.loads(answer)["error"]["message"]
+    node._service = types.SimpleNamespace(jobs=types.SimpleNamespace(parent_ended=lambda *arguments: told.append(arguments)))
+    node._keep_output = lambda id, path: None
+    node._loop = types.SimpleNamespace(call_soon_threadsafe=lambda *arguments: None)
+    node._tell([(types.SimpleNamespace(id="b", seceded=False), {"error": {}}, None)])
+    assert told == [("b", True)]
+
+
+def test_the_keys_of_the_cluster_come_through_a_tunnel_also_where_the_services_need_none(monkeypatch):
+    from seamless_lite import daskclient, launch
+    asked, forwarded = [], []
+
+    class Http:
+        def __init__(self, address, secret, mend):
+            asked.append(address)
+
+        def request(self, *arguments, **options):
+            return types.SimpleNamespace(expect=lambda status: types.SimpleNamespace(json=dict))
+
+        def close(self):
+            pass
+    monkeypatch.setattr(daskclient, "HttpClient", Http)
+    monkeypatch.setattr(launch, "_host", lambda place: types.SimpleNamespace(
+        forward=lambda label, target, tcp: forwarded.append(target) or "http://127.0.0.1:9"))
+    for ssh, tunnel, address in ((None, False, "http://here:1"), ("far", True, "http://127.0.0.1:2"), ("far", False, "http://far.org:3")):
+        place = launch.HERE._replace(ssh=ssh, tunnel=tunnel)
+        daskclient._post(launch.Connection("daskserver", "k", address, b"", 1, False, place=place, port=3), "127.0.0.1")
+    assert asked == ["http://here:1", "http://127.0.0.1:2", "http://127.0.0.1:9"] and forwarded == ["http://127.0.0.1:3"]
 
 
 # --- from a user's program

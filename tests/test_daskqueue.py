@@ -1,5 +1,6 @@
 """What the keys of a queue become, without a queueing system: plans, job scripts, and the words of a fake SLURM."""
 import copy
+import json
 import math
 import os
 import re
@@ -7,11 +8,13 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
+import types
 
 import pytest
 
 from labs import need
-from seamless_lite import daskjob, daskqueue, queuescript, queuestate, queuesystem
+from seamless_lite import daskjob, daskqueue, hostside, queuescript, queuestate, queuesystem
 from seamless_lite.errors import ConfigurationError
 from seamless_lite.folder import Folder, MemoryBuffers
 from seamless_lite.nearbuffers import NearBuffers, mark, read_mark
@@ -159,7 +162,7 @@ def test_all_keys_of_a_queue_are_in_the_script_for_slurm(cluster):
     for words in ("--name name-1 ", "--nthreads 2 ", "--nworkers 2 ", "--nanny ", "--resources 'gpu=1 disk=5'", "--memory-limit 1.00GiB",
                   "--preload seamless_lite.daskjob", '--local-directory "$SEAMLESS_JOB_FOLDER"', '--host "$SEAMLESS_JOB_HOST"', "--death-timeout 40"):
         assert words in command, (words, command)
-    assert "'/my scratch'" in script and managed.plan.minimum == 1
+    assert '"/my scratch"' in script and managed.plan.minimum == 1
     import dask
     assert dask.config.get("distributed.worker.memory.target") == 0.5 and dask.config.get("distributed.comm.timeouts")
     assert subprocess.run(["bash", "-n"], input=script.encode()).returncode == 0
@@ -186,18 +189,35 @@ def test_the_keys_of_the_cluster_are_in_private_files_and_not_in_the_script(clus
     managed = cluster(cores=1, security=dasktls.security(dasktls.make_keys()))
     script = managed._script_of("n", "/l")
     assert "BEGIN" not in script and managed.cluster.scheduler_address.startswith("tls://")
-    paths = [re.search(r"--tls-%s (\S.*?\.pem)" % name, script)[1] for name in ("key", "cert", "ca-file")]
+    assert "--tls" not in script, "dask_jobqueue does not quote paths"
+    done = subprocess.run(["bash"], input="\n".join(line for line in script.splitlines() if line.startswith("export DASK_")).encode() + b"""
+%s -c 'if True:
+    import distributed
+    security = distributed.Security()
+    assert security.require_encryption
+    for role in ("worker", "client"):
+        for path in security.get_tls_config_for_role(role).values():
+            print(path or "")'""" % sys.executable.encode(), stdout=subprocess.PIPE, check=True)
+    paths = sorted(filter(None, done.stdout.decode().splitlines()))
+    assert paths == sorted(2 * managed._files) and " with % and ' " in paths[0]
     assert "PRIVATE KEY" in open(managed._files[-1]).read()
-    assert len(paths) == 3 and all(stat.S_IMODE(os.stat(path).st_mode) == 0o600 for path in managed._files)
+    assert len(managed._files) == 3 and all(stat.S_IMODE(os.stat(path).st_mode) == 0o600 for path in managed._files)
 
 
 def test_the_job_makes_its_folder_where_it_can_removes_it_and_those_of_killed_jobs(cluster, tmp_path):
-    script = cluster(cores=1, tmpdir=str(tmp_path / "not there"))._script_of("n", "/l")
+    wanted = '~/$PART/not "there"'
+    script = cluster(cores=1, tmpdir=wanted)._script_of("n", "/l")
     lines = script.splitlines()
     begin = next(n for n, line in enumerate(lines) if line.startswith("SEAMLESS_JOB_NAME="))
     end = next(n for n, line in enumerate(lines) if line.startswith("cd "))
     part = "\n".join(lines[begin:end + 1])
-    environ = {"TMPDIR": str(tmp_path), "PATH": os.environ["PATH"], "HOSTNAME": "node.of.site"}
+    environ = {"TMPDIR": str(tmp_path), "PATH": os.environ["PATH"], "HOSTNAME": "node.of.site", "HOME": str(tmp_path / "home"), "PART": "x $y"}
+    elsewhere = subprocess.run(["bash", "-c", part], stderr=subprocess.PIPE, env=environ, text=True, check=True).stderr
+    assert elsewhere == "there can be no temporary files in %s: %s is taken\n" % (tmp_path / 'home/x $y/not "there"', tmp_path)
+    (tmp_path / 'home/x $y/not "there"').mkdir(parents=True)
+    taken = subprocess.run(["bash", "-c", part + "\npwd"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True, check=True)
+    assert taken.stdout.startswith(str(tmp_path / 'home/x $y/not "there"/seamless-job-node-')) and not taken.stderr
+    shutil.rmtree(tmp_path / "home")
 
     def job(rest, **kwargs):
         return subprocess.Popen(["bash", "-c", part + rest], stdout=subprocess.PIPE, stdin=subprocess.PIPE, env=environ, text=True, **kwargs)
@@ -230,6 +250,10 @@ def test_a_conda_environment_is_activated_in_the_job(cluster, tmp_path, monkeypa
     part = "\n".join(line for line in script.splitlines() if "conda" in line)
     done = subprocess.run(["bash"], input=part.encode(), stdout=subprocess.PIPE)
     assert done.stdout.decode() == "conda activate env\n" and done.returncode == 0
+    script = cluster(cores=1, conda="a$(echo b)'\"")._script_of("n", "/l")
+    part = "\n".join(line for line in script.splitlines() if "conda" in line)
+    done = subprocess.run(["bash"], input=part.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stderr.decode() == "the conda environment a$(echo b)'\" cannot be activated\n" and done.returncode == 1
 
 
 # --- what the commands say ------------------------------------------------------------------------------------
@@ -304,11 +328,161 @@ def test_the_jobs_of_a_dead_process_are_cancelled_and_those_of_a_living_one_are_
     assert (tmp_path / "cancelled").read_text() == "7 8\n" and "--name=the-tag" in (tmp_path / "asked").read_text()
 
 
+def test_any_start_cancels_what_dead_clusters_left_and_removes_their_folders(commands, tmp_path):
+    commands("squeue", "echo '7|PENDING|Resources'; echo \"$@\" >> %s/asked\n" % tmp_path)
+    commands("scancel", "echo \"$@\" >> %s/cancelled\n" % tmp_path)
+    node, me = os.uname().nodename, hostside.identity(os.getpid())
+    states = {"dead": (node, "gone"), "living": (node, me), "elsewhere": ("another", "gone")}
+    for name, (where, started) in states.items():
+        (tmp_path / "dask" / name).mkdir(parents=True)
+        (tmp_path / "dask" / name / "key.pem").write_text("")
+        (tmp_path / "dask" / name / queuestate.FILE).write_text(json.dumps(
+            {"tag": "tag-" + name, "system": "slurm", "node": where, "pid": os.getpid(), "pid_started": started, "ids": [], "left": []}))
+    for name, age_s in (("new", 0), ("old", queuestate.KEEP_S + 10)):
+        (tmp_path / "dask" / name).mkdir()
+        os.utime(tmp_path / "dask" / name, (time.time() - age_s,) * 2)
+    queuestate.sweep(str(tmp_path / "dask"))
+    assert sorted(os.listdir(tmp_path / "dask")) == ["elsewhere", "living", "new"]
+    assert (tmp_path / "asked").read_text().split()[-1] == "--name=tag-dead" and (tmp_path / "cancelled").read_text() == "7\n"
+    assert "--user=%d" % os.getuid() in (tmp_path / "asked").read_text()
+    own = queuestate.QueueState(str(tmp_path / "dask/elsewhere" / queuestate.FILE))
+    own.save("mine", "slurm", ())
+    own.end()
+    assert "tag-elsewhere" in (tmp_path / "dask/elsewhere" / queuestate.FILE).read_text(), "only its own host can know"
+
+
+def test_what_stands_in_a_script_for_oar_is_said_to_oarsub(commands, cluster, tmp_path):
+    commands("oarsub", "for word in \"$@\"; do echo \"<$word>\"; done > %s/said; echo OAR_JOB_ID=5\n" % tmp_path)
+    for memory_name, words in (("mem_core", "host='n7' AND mem_core>=1024"), (None, "host='n7'")):
+        managed = cluster("oar", cores=4, memory="4GB", node="n7", memory_name=memory_name, job_extra_directives=["-t besteffort"])
+        (tmp_path / "script").write_text(managed._script_of("name-1", "/logs/a b.log"))
+        assert queuesystem.Oar().submit(str(tmp_path / "script")) == "5"
+        said = (tmp_path / "said").read_text().splitlines()
+        assert said[said.index("<-t>") + 1] == "<besteffort>" and said[said.index("<-O>") + 1] == "</logs/a b.log>"
+        assert [said[n + 1] for n, word in enumerate(said) if word == "<-p>"][-1] == "<%s>" % words
+
+
+# --- what is done about the jobs --------------------------------------------------------------------------------
+
+class Queue(Site):
+    """Takes jobs and runs none.  ``listed``: what is in the queue."""
+
+    def __init__(self):
+        self.listed, self.cancelled, self.n = {}, [], 0
+
+    def submit(self, script):
+        self.n += 1
+        self.listed[str(self.n)] = queuesystem.Listed(queuesystem.RUNNING, "")
+        return str(self.n)
+
+    def jobs(self, tag):
+        return dict(self.listed)
+
+    def cancel(self, ids):
+        self.cancelled += ids
+
+    def ending(self, id, log=""):
+        return "failed on n1 (exit code 1)"
+
+
+@pytest.fixture
+def managed(tmp_path):
+    """``managed(**queue)``: a ``Managed`` that is looked after by the test, without Dask; ``drained``: addresses."""
+    need("distributed")
+    from seamless_lite import queuejobs
+
+    def make(**queue):
+        class Cluster:
+            def sync(self, function, *arguments, callback_timeout=None):
+                made.drained.append(arguments[0])
+
+            def close(self, timeout=None):
+                pass
+        found = plan(Queue, **queue)
+        made = queuejobs.Managed(Cluster(), found, Queue(), "tag", queuestate.QueueState(str(tmp_path / "jobs.json")), str(tmp_path),
+                                 lambda name, path: "echo\n")
+        made._stopping.set()
+        made._thread.join(10)
+        made._stopping.clear()
+        made.drained, made.failures = [], []
+        made.on_failure = made.failures.append
+        return made
+    yield make
+
+
+def view(*workers, waiting=1, longest_s=0.0, usual_s=0.0):
+    from seamless_lite.queuejobs import View, Worker
+    return View([Worker("tcp://" + name, name, 1, 1, 0, False, life_s, end_s) for name, life_s, end_s in workers], waiting, 9, longest_s, usual_s)
+
+
+def test_a_job_gets_no_task_that_takes_usually_longer_than_it_lasts(managed):
+    made = managed(cores=1, walltime="20m")
+    assert made._submit() and made._submit()
+    made._meet(view(("tag-1", 100, 1000)), 0.0)
+    made._drain(view(("tag-1", 5, 65), waiting=0, usual_s=900.0))
+    assert made.drained == ["tcp://tag-1"]
+    for end_s, usual_s, late in ((65, 30.0, False), (65, 0.0, False), (1000, 900.0, False), (1000, 1100.0, True)):
+        made.drained.clear()
+        made._drain(view(("tag-1", 5, end_s), usual_s=usual_s))
+        assert bool(made.drained) is late, (end_s, usual_s)
+    made.drained.clear()
+    made._drain(view(("tag-2", 1000, 1180), usual_s=1179.0))
+    assert not made.drained, "the next one would be no better"
+
+
+def test_jobs_that_fail_are_no_reason_to_give_up_while_others_work(managed):
+    made = managed(cores=1, maximum_jobs=5)
+    for _ in range(4):
+        assert made._submit()
+    made._meet(view(("tag-1", 100, 1000)), time.monotonic())
+    for id in "234":
+        made._jobs[id].ended = ""
+    made._bury(view(), time.monotonic())
+    assert not made.failures and list(made._jobs) == ["1"]
+    assert made._submit()
+    made._jobs["1"].connected, made._jobs["5"].ended = False, ""
+    made._bury(view(), time.monotonic())
+    assert "4 jobs in a row failed at once" in made.failures[0]
+
+
+def test_a_job_whose_sbatch_was_given_up_is_found_by_its_worker(managed):
+    made = managed(cores=1)
+    made.system.listed["77"] = queuesystem.Listed(queuesystem.RUNNING, "")
+    made._ask_queue(view(), time.monotonic() + 100)
+    assert made.system.cancelled == []
+    made._ask_queue(view(("tag-1", 100, 1000)), time.monotonic() + 200)
+    assert made.system.cancelled == ["77"]
+
+
+def test_the_logs_of_jobs_that_worked_go_and_those_of_failed_ones_stay(managed, tmp_path, monkeypatch):
+    from seamless_lite import queuejobs
+    monkeypatch.setattr(queuejobs, "REMEMBERED", 2)
+    made = managed(cores=1, maximum_jobs=9)
+    for n in (1, 2, 3, 4):
+        assert made._submit()
+        (tmp_path / ("tag-%d.log" % n)).write_text("x")
+        if n < 4:
+            made._jobs[str(n)].useful, made._jobs[str(n)].ended = n != 2, "ended"
+        made._bury(view(), time.monotonic())
+    assert sorted(path.name for path in tmp_path.glob("*.log")) == ["tag-2.log", "tag-3.log", "tag-4.log"]
+    made.close()
+    assert [path.name for path in tmp_path.glob("*.log")] == ["tag-2.log"] and not list(tmp_path.glob("*.sh"))
+
+
+def test_while_a_job_is_being_submitted_the_end_does_not_forget_it(managed, tmp_path):
+    made = managed(cores=1)
+    made._save()
+    made._thread = types.SimpleNamespace(join=lambda timeout_s: None, is_alive=lambda: True)
+    made.close()
+    assert (tmp_path / "jobs.json").exists()
+
+
 def test_a_job_knows_how_long_it_lasts():
-    import time
     began = {"SEAMLESS_JOB_BEGAN": str(int(time.time()) - 100), "SEAMLESS_JOB_END": "160"}
     assert 55 < daskjob.left_s("END", began) <= 61 and daskjob.left_s("LIFETIME", began) == math.inf
     assert not daskjob.is_too_late(None, 10 ** 9), "outside of a job nothing ends"
+    assert daskjob.refusal(10 ** 9) is None and daskjob.refusal(50, 52) is None and daskjob.refusal(None, 1) is None
+    assert daskjob.refusal(51, 52) == "it may take 51 s, but the jobs of this queue end after 52 s: raise 'walltime', or lower the limit"
 
 
 # --- stores -----------------------------------------------------------------------------------------------------

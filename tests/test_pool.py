@@ -103,7 +103,7 @@ def test_a_job_comes_back_with_its_outcome(make_pool):
     jobs = make_pool(hello=lambda: {"greeting": "moin"})
     assert jobs.run("a", "result = hello['greeting'] + '!'") == {"result": "moin!"}
     assert jobs.logs["a"] is None
-    assert not jobs.pool.busy()
+    assert jobs.pool.state("a") is None
 
 
 def test_an_idle_worker_is_used_again(make_pool):
