@@ -339,7 +339,7 @@ def test_uninstall_leaves_nothing_but_results_and_says_where_they_are(netns, lab
     user, home = lab_user(netns), netns.home("h1")
     before = sorted(path.name for path in home.iterdir())
     ensure(user, "h1")
-    netns.run("h1", "sh", "-c", "mkdir ~/.seamless/clusters-data; head -c 12345 /dev/zero > ~/.seamless/clusters-data/x")
+    netns.run("h1", "sh", "-c", "mkdir -p ~/.seamless/clusters-data/p/ab; head -c 12345 /dev/zero > ~/.seamless/clusters-data/p/ab/x")
     lines = user.run("seamless-service", "uninstall", "h1").ok().splitlines()
     assert sorted(line.rpartition("-")[0] for line in lines[:3]) == ["stopped database-t", "stopped hashserver-t", "stopped jobserver-t"]
     assert "kept /home/tester/.seamless/clusters-data on h1: 12.3 kB of stored results" in lines
