@@ -1,6 +1,7 @@
 """Fixtures that keep the tests honest: the real home directory and configuration are off limits."""
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,10 @@ pytest.register_assert_rewrite("labs", "far")
 from labs import _netns, _netns_dask, _slurm, lab_user, netns, netns_dask, slurm, ssh_host     # noqa: E402, F401 (fixtures)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A shell starts what runs in its background with Ctrl-C ignored, and nohup a hang-up: children of the tests would inherit that.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
