@@ -103,6 +103,7 @@ def test_a_connection_that_breaks_again_and_again_is_mended_and_half_an_answer_i
     server.sock.close()
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_what_it_reaches_is_given_up(tmp_path):
     server, mends = Breaking(tmp_path / "s", 1000), []
     client = HttpClient("unix://%s" % (tmp_path / "s"), mend=lambda: mends.append(1))

@@ -155,6 +155,7 @@ except Exception as exc:
     assert kind in ("CacheMissError", "JobError") and int(count) == 1
 
 
+@pytest.mark.slow
 def test_two_stages_that_share_one_store_share_their_results(hosts):
     shared = CLUSTERS.replace("    here:\n", "    here:\n      share_stages: true\n")
     hosts.configure(shared, STAGES.replace("cluster: gpu-cluster\n        - execution: remote", "execution: spawn"))
@@ -170,6 +171,7 @@ print(len(part1(100_000).run()), len(crossed))
     assert (hosts.home / "ran").read_text() == "11", "separate by default"
 
 
+@pytest.mark.slow
 def test_a_command_runs_in_a_stage_and_finds_what_another_stage_only_named(hosts):
     (hosts.work / "a.txt").write_text("b\na\n")
     assert hosts.run("--stage", "gpu", "-c", "sort a.txt; basename $HOME") == "a\nb\nfarhost\n"
@@ -197,6 +199,7 @@ SPLIT = """\
     """
 
 
+@pytest.mark.slow
 def test_a_jobserver_beside_the_stores_opens_them_and_gets_no_number_of_workers_from_the_client(hosts):
     settings = load(hosts, SPLIT.format(stores="farhost", jobs="farhost", ports=""))
     spec = services._spec(settings, "jobserver", {})
@@ -214,6 +217,7 @@ def test_a_jobserver_here_reaches_far_stores_through_the_connections_of_its_clie
     assert (hosts.home / "ran").read_text() == "2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stores", ["localhost", "otherhost"])
 def test_a_jobserver_that_cannot_reach_the_stores_is_one_sentence_with_file_and_line(hosts, stores):
     hosts.configure(SPLIT.format(stores=stores, jobs="farhost", ports=""), "- project: p\n- cluster: c\n- execution: remote\n")
@@ -223,6 +227,7 @@ def test_a_jobserver_that_cannot_reach_the_stores_is_one_sentence_with_file_and_
     assert not hosts.services("farhost")
 
 
+@pytest.mark.slow
 def test_stores_on_a_third_host_are_used_by_their_address_if_they_ask_for_no_signature(hosts):
     settings = load(hosts, SPLIT.format(stores="otherhost", jobs="farhost", ports=", network_interface: 0.0.0.0, port_start: 57001, "
                                         "port_end: 57009, auth: none"))
@@ -247,6 +252,7 @@ DASK = """\
     """
 
 
+@pytest.mark.slow
 def test_the_daskserver_is_told_queue_and_node(hosts):
     settings = load(hosts, DASK, node="n1", queue="long")
     spec = services._spec(settings, "daskserver", {})
@@ -261,6 +267,7 @@ def test_the_daskserver_is_told_queue_and_node(hosts):
     json.dumps(spec.parameters)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_keeps_nothing_has_only_its_daskserver(hosts):
     settings = load(hosts, DASK, "- project: p\n- cluster: c\n- execution: remote\n- persistent: false\n")
     assert services.wanted(settings) == ["daskserver"]
@@ -270,6 +277,7 @@ def test_a_cluster_that_keeps_nothing_has_only_its_daskserver(hosts):
     assert services._spec(local, "daskserver", {}).needs == ("dask", "distributed")
 
 
+@pytest.mark.slow
 def test_queue_is_an_option_of_commands(hosts):
     hosts.configure(DASK, "- project: p\n- cluster: c\n- execution: remote\n")
     code, _, err = hosts.run("--queue", "shrt", "echo", "hi", check=False)
@@ -292,6 +300,7 @@ def far(hosts, execution):
     hosts.configure(FAR, "- project: p\n- cluster: far\n- execution: %s\n" % execution)
 
 
+@pytest.mark.slow
 def test_a_hit_on_another_host_needs_only_the_stores(hosts):
     far(hosts, "remote")
     (hosts.work / "a.txt").write_text("b\na\n")
@@ -304,6 +313,7 @@ def test_a_hit_on_another_host_needs_only_the_stores(hosts):
     assert hosts.services("farhost") == {"hashserver", "database", "jobserver"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", ["process", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_jobs_run_here_and_everything_is_kept_there(hosts, execution):
     far(hosts, execution)
