@@ -284,7 +284,8 @@ def reconnecting(server):
     return executors.Remote(connect)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("way", ["run", "submit"])
 @pytest.mark.parametrize("connected", [mending, reconnecting])
 def test_jobs_of_a_server_that_dies_are_sent_to_its_successors(restarted, tmp_path, connected, way, number):
@@ -302,6 +303,7 @@ def test_jobs_of_a_server_that_dies_are_sent_to_its_successors(restarted, tmp_pa
     remote.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connected", [mending, reconnecting])
 def test_jobs_whose_server_dies_each_time_are_held_to_be_the_reason(restarted, tmp_path, connected):
     remote, stopping = connected(restarted), threading.Event()
