@@ -10,7 +10,6 @@ or in jobs of SLURM or OAR (``daskqueue``).  Besides:
 
 Scheduler, workers and clients of the cluster know each other by a key pair that was made for it.
 """
-import argparse
 import contextlib
 import importlib.util
 import logging
@@ -26,8 +25,9 @@ from . import dasktls, leftovers
 from .dasklocal import Local, free_ports
 from .daskstores import NodeStores
 from .errors import ConfigurationError
-from .httpbase import LOOPBACK, HttpError, Request, run_service, service_arguments
-from .jobserver import JobService, positive, stores_of
+from .httpbase import LOOPBACK, HttpError, Request
+from .jobserver import JobService, run_program, stores_of
+from .processes import package_root
 from .signing import seamless_home
 from .statusfile import await_status
 from .stores import Stores, open_stores
@@ -201,14 +201,6 @@ class _PrivateFolder:
             self._hold = None
 
 
-def package_root() -> str:
-    """The folder, or the zip, from which this package is imported."""
-    root = os.path.dirname(os.path.abspath(__file__))
-    for _ in __package__.split("."):
-        root = os.path.dirname(root)
-    return root
-
-
 # --- the program --------------------------------------------------------------------------------------
 
 def _need_dask() -> None:
@@ -246,11 +238,7 @@ def make_service(args) -> DaskServer:
 
 def main(argv: _t.Optional[_t.List[str]] = None) -> int:
     """The program ``seamless-daskserver``; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="seamless-daskserver", description="Run transformations on a Dask cluster.")
-    parser.add_argument("--workers", type=positive, metavar="N", help="jobs at a time on this machine (default: the usable CPUs)")
-    parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says)")
-    service_arguments(parser)
-    return run_service(make_service, parser.parse_args(argv))
+    return run_program("seamless-daskserver", "Run transformations on a Dask cluster.", make_service, argv)
 
 
 if __name__ == "__main__":

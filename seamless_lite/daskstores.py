@@ -2,7 +2,8 @@
 
 The daskserver serves them itself, over TCP, on the address on which the workers find their scheduler, with a secret that was
 made for this cluster and goes to the workers with their plugin, which travels as all that Dask sends: encrypted.  So SQLite
-files are opened by one process on one host only.  A worker that sees the folder of buffers reads it directly.
+files are opened by one process on one host only.  A worker that sees the folder of buffers, which it knows by a mark,
+reads it directly; every buffer that is read is verified, so a wrong folder would cost time and nothing else.
 """
 import os
 import tempfile
@@ -11,9 +12,9 @@ import typing as _t
 from .database import DatabaseService
 from .hashserver import HashService
 from .httpbase import Listen, Running, start
-from .nearbuffers import mark, read_mark
 from .stores import Stores
 
+MARKER = ".seamless-folder"
 _SPOOL_BYTES = 8 << 20
 
 
@@ -51,6 +52,35 @@ def on_node(spec: _t.Mapping) -> dict:
     if "near" in buffers and (word is None or read_mark(buffers["near"]) != word):
         del buffers["near"]
     return {**spec, "buffers": buffers}
+
+
+def mark(directory: str) -> _t.Optional[str]:
+    """The word that tells this folder from all others, which is written into it if need be; None if that is not possible."""
+    path = os.path.join(directory, MARKER)
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        aside = "%s.%d" % (path, os.getpid())
+        if not os.path.exists(path):
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), "w") as file:
+                file.write(os.urandom(16).hex())
+            try:
+                os.link(aside, path)        # unlike a rename, it leaves one that somebody else has just made
+            finally:
+                os.unlink(aside)
+    except FileExistsError:
+        pass
+    except OSError:
+        return None
+    return read_mark(directory)
+
+
+def read_mark(directory: str) -> _t.Optional[str]:
+    """The word in the folder; None if there is none."""
+    try:
+        with open(os.path.join(directory, MARKER)) as file:
+            return file.read(100) or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 class _Served:

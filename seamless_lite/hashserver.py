@@ -253,6 +253,21 @@ def unframe(body: bytes) -> _t.Iterator[_t.Tuple[Checksum, _t.Optional[bytes]]]:
         position = end
 
 
+def nameless_file(fill: _t.Callable[[_t.BinaryIO], bool]) -> _t.Optional[_t.BinaryIO]:
+    """A temporary file with what ``fill`` wrote into it, at its beginning; None if that says that there was nothing."""
+    import tempfile         # only downloads need it
+    file = tempfile.TemporaryFile()
+    try:
+        if fill(file):
+            file.seek(0)
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
 class HashserverClient(HttpClient):
     """The buffers of the hashserver at an address; the methods are those of ``folder.MemoryBuffers``.
 
@@ -325,17 +340,7 @@ class HashserverClient(HttpClient):
 
     def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
         """As ``MemoryBuffers.open``: downloaded into a nameless temporary file."""
-        import tempfile         # only downloads need it
-        file = tempfile.TemporaryFile()
-        try:
-            if self.download(checksum, file):
-                file.seek(0)
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-        return None
+        return nameless_file(lambda file: self.download(checksum, file))
 
     def download(self, checksum, file) -> bool:
         """Write the content to ``file``, which is empty and can seek, and verify it; False if it is not there."""

@@ -4,7 +4,7 @@
     @seamless@{"ok": VALUE}                         the answer, or {"error": SENTENCE}; other lines are not from us
 
 Its actions: ``receive`` (the source of the package), ``ensure`` (services that shall run),
-``services``, ``stop``, ``logs`` and ``uninstall``.  The client sends it with ``hostside``, ``hostpython``, ``hostsource``,
+``services``, ``stop``, ``logs`` and ``uninstall``.  The client sends it with ``hostside``, ``conda``, ``hostpython``, ``hostsource``,
 ``leftovers``, ``signing`` and ``errors``, in one text (``shipping.agent``).  All of it runs on Python 3.6.  It ends with its input.
 
 ``act`` does the same in the client's own process, for services on its host that want another Python.

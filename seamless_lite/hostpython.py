@@ -13,6 +13,7 @@ import os
 import subprocess
 import time
 
+from .conda import conda_roots, which
 from .hostside import HostError
 
 OLDEST = (3, 9)
@@ -24,9 +25,6 @@ BASE = ("_sqlite3", "zlib")
 #: What services may need.
 OFTEN = ("dask", "distributed", "dask_jobqueue", "numpy")
 SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin")
-#: Where conda is usually installed.
-CONDA_ROOTS = ("~/miniconda3", "~/miniforge3", "~/mambaforge", "~/anaconda3", "~/micromamba", "/opt/conda", "/opt/miniconda3",
-               "/opt/miniforge3", "/opt/anaconda3", "/usr/local/miniconda3", "/usr/local/anaconda3")
 _PROBE = r"""
 import sys
 words = ["@@seamless", "%d.%d.%d" % sys.version_info[:3]]
@@ -78,7 +76,7 @@ def find(folder, python=None, conda=None, needs=(), wishes=(), asked=None):
         chosen = _named(os.path.join(prefix, "bin", "python"), "the conda environment %s" % conda, needs, wishes)
         note = "uses Python %s of the conda environment %s" % (chosen, prefix)
     elif python:
-        chosen = _named(_which(os.path.expanduser(python)), "'python: %s'" % python, needs, wishes)
+        chosen = _named(which(os.path.expanduser(python)), "'python: %s'" % python, needs, wishes)
         note = "uses Python %s, as 'python: %s' says" % (chosen, python)
     else:
         chosen, note = _best(needs, wishes, {} if asked is None else asked)
@@ -177,28 +175,7 @@ def _candidates():
     return found
 
 
-def _which(name):
-    """The path of the program ``name``, or None."""
-    if "/" in name:
-        return name
-    paths = (os.path.join(folder, name) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder)
-    return next((path for path in paths if os.access(path, os.X_OK)), None)
-
-
 # --- conda ------------------------------------------------------------------------------------------------
-
-def conda_roots():
-    """Folders in which a conda is installed, the one in use first.  Runs nothing."""
-    roots = [os.environ.get("CONDA_ROOT"), os.environ.get("MAMBA_ROOT_PREFIX")]
-    for program in (os.environ.get("CONDA_EXE"), _which("conda"), _which("mamba")):
-        if program:
-            roots.append(os.path.dirname(os.path.dirname(os.path.realpath(program))))
-    found = []
-    for root in roots + [os.path.expanduser(root) for root in CONDA_ROOTS]:
-        if root and root not in found and os.path.isdir(os.path.join(root, "conda-meta")):
-            found.append(root)
-    return found
-
 
 def _conda_prefix(name):
     """The folder of the environment.  Raises ``HostError``."""

@@ -157,12 +157,6 @@ class JobserverClient:
                     self._changed.notify_all()
             entry.callbacks.append(callback)
 
-    def submit_many(self, jobs: _t.Iterable[Job], callback: _t.Callable[[Job, _t.Optional[Outcome],
-                    _t.Optional[SeamlessError]], None], parent: _t.Optional[str] = None) -> None:
-        """``submit`` each of ``jobs``; ``callback(job, outcome, error)``."""
-        for job in jobs:
-            self.submit(job, lambda outcome, error=None, job=job: callback(job, outcome, error), parent)
-
     @staticmethod
     def _thread(target) -> threading.Thread:
         thread = threading.Thread(target=target, name="seamless-jobs", daemon=True)

@@ -218,7 +218,7 @@ def make_service(args) -> JobServer:
                      None if private else "jobserver", bool(parameters.get("record")))
 
 
-def positive(text: str) -> int:
+def _positive(text: str) -> int:
     """For ``argparse``: a whole number of 1 or more."""
     value = int(text)
     if value < 1:
@@ -228,11 +228,16 @@ def positive(text: str) -> int:
 
 def main(argv: _t.Optional[_t.List[str]] = None) -> int:
     """The program ``seamless-jobserver``; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="seamless-jobserver", description="Run transformations in worker processes.")
-    parser.add_argument("--workers", type=positive, metavar="N", help="worker processes (default: the usable CPUs)")
+    return run_program("seamless-jobserver", "Run transformations in worker processes.", make_service, argv)
+
+
+def run_program(name: str, description: str, make: _t.Callable[[_t.Any], JobService], argv: _t.Optional[_t.List[str]]) -> int:
+    """The program ``name``, whose service ``make`` makes of the command line; returns its exit code."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("--workers", type=_positive, metavar="N", help="jobs at a time on this machine (default: the usable CPUs)")
     parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says)")
     service_arguments(parser)
-    return run_service(make_service, parser.parse_args(argv))
+    return run_service(make, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import typing as _t
 from . import hosts, hostside, shipping
 from .errors import ConfigurationError, SeamlessError, ServiceError
 from .httpclient import HttpClient
-from .processes import MARK       # a service must outlive the job whose command started it
+from .processes import MARK, package_root       # a service must outlive the job whose command started it
 from .signing import PROTOCOL, load_secret
 
 QUICK_S = 2.0               # a service that does not say within this who it is gets looked at more closely
@@ -286,7 +286,7 @@ def _greet(address: str, secret: _t.Optional[bytes], service: str, pid: int, tim
 
 def _environment() -> _t.Dict[str, str]:
     """What is added to our environment so that the service finds this package, installed or not, under whatever name."""
-    root = shipping.package_root()
+    root = package_root()
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     # An installed package is found anyway, and its folder must not come before the standard library.
     if os.path.basename(root) not in ("site-packages", "dist-packages") and root not in paths:

@@ -1,6 +1,6 @@
-"""Several stores that look like one: the first is written, all are read, in order.
+"""Several stores that look like one: one is written, all are read, in order.
 
-A layer that does not answer is left out with a warning; the first one must answer.
+A layer that does not answer is left out with a warning; the one that is written must answer.
 """
 import logging
 import typing as _t
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class _Layers:
-    """``top`` is written and read, ``others`` are only read; what is not a method here is one of ``top``."""
+    """``top`` is written and read, ``others`` are only read, ``near`` even before ``top``; what is not a method here is one of ``top``."""
 
-    def __init__(self, top, others: _t.Sequence):
-        self._top, self._others = top, list(others)
+    def __init__(self, top, others: _t.Sequence = (), near: _t.Sequence = ()):
+        self._top, self._layers = top, [*near, top, *others]
 
     def __getattr__(self, name: str):
         return getattr(self._top, name)
@@ -24,8 +24,8 @@ class _Layers:
 
     def _first(self, method: str, checksum):
         """The first answer that is not None."""
-        found = getattr(self._top, method)(checksum)
-        for layer in list(self._others):
+        found = None
+        for layer in list(self._layers):
             if found is None:
                 found = self._ask(layer, method, None, checksum)
         return found
@@ -34,13 +34,15 @@ class _Layers:
         try:
             return getattr(layer, method)(*arguments)
         except ServiceError as exc:
+            if layer is self._top:
+                raise
             log.warning("left out from now on: %s", exc)
-            self._others = [other for other in self._others if other is not layer]
+            self._layers = [other for other in self._layers if other is not layer]
             return default
 
     def close(self) -> None:
         """Close all."""
-        for layer in [self._top, *self._others]:
+        for layer in self._layers:
             layer.close()
 
 
@@ -56,36 +58,32 @@ class LayeredBuffers(_Layers):
     def length(self, checksum):
         return self._first("length", checksum)
 
+    def has(self, checksums):
+        return self._filled("has", checksums, False)
+
     def lengths(self, checksums):
+        return self._filled("lengths", checksums, None)
+
+    def _filled(self, method: str, checksums, nothing) -> list:
+        """For each of ``checksums`` the first answer that is not ``nothing``."""
         names = list(checksums)
-        found = self._top.lengths(names)
-        for layer in list(self._others):
-            missing = [n for n, length in enumerate(found) if length is None]
-            answers = self._ask(layer, "lengths", [None] * len(missing), [names[n] for n in missing])
-            for n, length in zip(missing, answers):
-                found[n] = length
+        found, missing = [nothing] * len(names), list(range(len(names)))
+        for layer in list(self._layers):
+            for n, answer in zip(missing, self._ask(layer, method, (), [names[n] for n in missing]) if missing else ()):
+                found[n] = answer
+            missing = [n for n in missing if found[n] is nothing]
         return found
 
     @property
     def remote(self) -> bool:
-        return any(layer.remote for layer in [self._top, *self._others])
+        return any(layer.remote for layer in self._layers)
 
     def get_small(self, checksums, largest, total):
-        names = list(checksums)
-        found = dict(self._top.get_small(names, largest, total))
-        for layer in list(self._others):
-            missing = [name for name in names if name not in found]
-            found.update(self._ask(layer, "get_small", {}, missing, largest, total))
-        return found
-
-    def has(self, checksums):
-        checksums = list(checksums)
-        found = self._top.has(checksums)
-        for layer in list(self._others):
-            missing = [n for n, there in enumerate(found) if not there]
-            answers = self._ask(layer, "has", [False] * len(missing), [checksums[n] for n in missing])
-            for n, there in zip(missing, answers):
-                found[n] = there
+        missing, found = list(checksums), {}
+        for layer in list(self._layers):
+            left = total - sum(len(data or b"") for data in found.values())
+            found.update(self._ask(layer, "get_small", {}, missing, largest, left) if missing else {})
+            missing = [name for name in missing if name not in found]
         return found
 
 
@@ -93,14 +91,11 @@ class LayeredResults(_Layers):
     """A result store made of others; see ``MemoryResults`` for what each method promises."""
 
     def get_many(self, transformations):
-        found = dict(self._top.get_many(transformations))
-        for layer in list(self._others):
+        found: dict = {}
+        for layer in list(self._layers):
             missing = [name for name in transformations if name not in found]
             found.update(self._ask(layer, "get_many", {}, missing))
         return found
 
     def reverse(self, result):
-        found = list(self._top.reverse(result))
-        for layer in list(self._others):
-            found += self._ask(layer, "reverse", [], result)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(name for layer in list(self._layers) for name in self._ask(layer, "reverse", [], result)))

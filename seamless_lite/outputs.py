@@ -54,18 +54,9 @@ class Results:
         """The file in the store, or a nameless temporary one with what was downloaded; None if it is not there."""
         if not self.store.remote:
             return self.store.open(checksum)
-        import tempfile                     # these are only for results that are far away
+        from .hashserver import nameless_file       # these are only for results that are far away
         from .transfer import download
-        file = tempfile.TemporaryFile()
-        try:
-            if download(self.store, checksum, file, self.who, progress):
-                file.seek(0)
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-        return None
+        return nameless_file(lambda file: download(self.store, checksum, file, self.who, progress))
 
     def each(self, index: _t.Mapping[str, Checksum], progress: Progress) -> _t.Iterator[_t.Tuple[str, _t.BinaryIO]]:
         """(name, open file) for each entry, in any order; from far away small ones come in batches."""

@@ -29,11 +29,9 @@ from queue import SimpleQueue
 from . import leftovers
 from .errors import DeadlineError, JobCancelledError, SeamlessError, ServiceError, WorkerDiedError, error_to_dict
 from .joblog import read_log, remove_file, tail
-from .processes import MARK, describe_exit, kill_family, receive_message, send_message
+from .processes import MARK, describe_exit, kill_family, package_root, receive_message, send_message
 
 LOG_BYTES = 1 << 30         # the output of a running job is begun anew on disk when it is bigger than this
-_PACKAGE = __package__
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Not "python -m": that loads the module a second time under its own name, and puts the working folder on the path.
 _BOOT = ("import sys; sys.path[:1] = [] if sys.argv[1] in sys.path[1:] else sys.argv[1:2]; import importlib; "
          "importlib.import_module(sys.argv[2]).main(sys.argv[3:])")
@@ -95,7 +93,7 @@ class WorkerPool:
                  folder: _t.Optional[str] = None, look_after: _t.Callable[[], None] = lambda: None):
         self.workers = workers
         self._hello, self._look_after = hello, look_after
-        self._command = list(command or [sys.executable, "-c", _BOOT, _ROOT, _PACKAGE + ".worker"])
+        self._command = list(command or [sys.executable, "-c", _BOOT, package_root(), __package__ + ".worker"])
         leftovers.sweep(folder)
         self.folder = tempfile.mkdtemp(prefix="seamless-jobs-", dir=folder)
         self._hold = leftovers.hold(self.folder)

@@ -20,6 +20,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 _END_S = 5.0                # a killed process is gone within this, or hangs in the kernel
 
 
+def package_root() -> str:
+    """The folder, or the zip, from which this package is imported: where a new process must look for it."""
+    root = os.path.dirname(os.path.abspath(__file__))
+    for _ in __package__.split("."):
+        root = os.path.dirname(root)
+    return root
+
+
 def send_message(sock: socket.socket, data: bytes) -> None:
     """Send one message.  Raises ``OSError`` if the other side is gone."""
     if len(data) < 1 << 16:

@@ -22,6 +22,7 @@ import re
 import shlex
 import typing as _t
 
+from .conda import conda_script
 from .daskjob import END_S
 from .errors import ConfigurationError
 from .queuesystem import Partition, QueueError
@@ -31,8 +32,6 @@ MAXIMUM_JOBS = 10
 HOUR_S = 3600.0
 DURATION_S = 60.0
 STAGGER_S = 240.0
-#: Where conda usually is.
-CONDA_FOLDERS = ("~/miniconda3", "~/miniforge3", "~/mambaforge", "~/anaconda3", "/opt/conda", "/opt/miniconda3", "/opt/miniforge3")
 _PACKAGE = __package__
 
 
@@ -284,14 +283,12 @@ def _activation(name: _t.Optional[str], where: str) -> _t.List[str]:
     """Shell lines that activate the conda environment ``name`` (or folder).  Raises ``ConfigurationError``."""
     if not name:
         return []
-    roots = [os.environ.get("CONDA_ROOT"), os.path.dirname(os.path.dirname(os.environ.get("CONDA_EXE", ""))), *map(os.path.expanduser, CONDA_FOLDERS)]
-    for root in filter(None, roots):
-        script = os.path.join(root, "etc/profile.d/conda.sh")
-        if os.path.exists(script):
-            return [". %s" % shlex.quote(script),
-                    "conda activate %s || { echo 'the conda environment' %s 'cannot be activated' >&2; exit 1; }" % ((shlex.quote(name),) * 2)]
-    raise ConfigurationError("%s has 'conda: %s', but no conda was found on %s; set CONDA_ROOT to its folder"
-                             % (where, name, os.uname().nodename))
+    script = conda_script()
+    if script is None:
+        raise ConfigurationError("%s has 'conda: %s', but no conda was found on %s; set CONDA_ROOT to its folder"
+                                 % (where, name, os.uname().nodename))
+    return [". %s" % shlex.quote(script),
+            "conda activate %s || { echo 'the conda environment' %s 'cannot be activated' >&2; exit 1; }" % ((shlex.quote(name),) * 2)]
 
 
 def with_lifetime(found: Plan) -> _t.List[str]:

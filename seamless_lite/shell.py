@@ -123,14 +123,9 @@ def _environment_header(environment: _t.Mapping) -> str:
     name = environment.get("conda_environment")
     if not name:
         return ""
-    conda = os.environ.get("CONDA_EXE") or shutil.which("conda")
-    root = os.environ.get("CONDA_ROOT")
-    if not root and conda:
-        base = subprocess.run([conda, "info", "--base"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=60)
-        root = base.stdout.decode().strip()
-    script = os.path.join(root or "", "etc", "profile.d", "conda.sh")
-    if not root or not os.path.exists(script):
+    from .conda import conda_script        # few commands want one
+    script = conda_script()
+    if script is None:
         raise ConfigurationError("the command wants the conda environment '%s', but there is no conda on this "
                                  "machine: install it, set CONDA_ROOT, or leave out --conda" % name)
     # conda's scripts use unset variables

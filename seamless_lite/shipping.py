@@ -16,12 +16,13 @@ import typing as _t
 import zlib
 
 from .errors import ServiceError
+from .processes import package_root
 from .signing import seamless_home
 
 #: Modules that only commands need, which stay here like the commands (``cmd_*``); a test compares with the imports.
 STAYS = frozenset(("__main__", "bashparse", "bashwords", "command", "inputs", "outputs", "program", "run_options", "script"))
 #: The modules of the program that runs on the host, each after those that it needs.
-AGENT = ("errors", "signing", "hostside", "hostpython", "hostsource", "leftovers", "hostagent")
+AGENT = ("errors", "signing", "hostside", "conda", "hostpython", "hostsource", "leftovers", "hostagent")
 KEEP_S = 30 * 86400.0
 _DATE = (1980, 1, 1, 0, 0, 0)
 _LOADER = """\
@@ -62,14 +63,6 @@ def agent() -> str:
     import base64
     sources = json.dumps([(name, _source(name).decode("utf-8")) for name in AGENT])
     return _LOADER % base64.b85encode(zlib.compress(sources.encode("utf-8"), 9)).decode("ascii")
-
-
-def package_root() -> str:
-    """The folder, or the zip, from which this package is imported."""
-    root = os.path.dirname(os.path.abspath(__file__))
-    for _ in __package__.split("."):
-        root = os.path.dirname(root)
-    return root
 
 
 def source_state() -> _t.List[list]:

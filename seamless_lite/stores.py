@@ -59,8 +59,8 @@ def _open_buffers(spec, secret):
         from .hashserver import HashserverClient        # HTTP is slow to import, and a local hit needs none
         client = HashserverClient(spec["address"], _secret(spec, secret), mend=_mend(spec))
         if spec.get("near"):                            # only on the nodes of a cluster
-            from .nearbuffers import NearBuffers
-            return NearBuffers(Folder(spec["near"], writable=False), client)
+            from .layers import LayeredBuffers
+            return LayeredBuffers(client, near=[Folder(spec["near"], writable=False)])
         return client
     return MemoryBuffers()
 

@@ -20,7 +20,7 @@ from seamless_lite.jobclient import JobserverClient
 from seamless_lite.pool import WorkerPool
 from seamless_lite.stores import open_stores
 from seamless_lite.transformation import Meta
-from test_jobserver import SECRET, add, begun, in_background, kind, make_job, nested, slow, until
+from test_jobserver import SECRET, add, begun, in_background, kind, make_job, nested, slow, submit_all, until
 
 distributed = pytest.importorskip("distributed", reason="dask is not installed")
 
@@ -206,7 +206,7 @@ def test_nothing_of_ended_jobs_is_kept_by_dask(shared):
         values.append(outcome or error)
         if len(values) == 300:
             done.set()
-    shared.client.submit_many([add(1000 + i) for i in range(300)], collect)
+    submit_all(shared.client, [add(1000 + i) for i in range(300)], collect)
     assert done.wait(60)
     assert sorted(int(value.buffer) for value in values) == [1001 + i for i in range(300)]
     with shared.dask_client() as client:
@@ -235,7 +235,7 @@ def collect(j, outcome, error):
     values.append(outcome or error)
     if len(values) == n: done.set()
 jobs = [job('def f(a):\\n    return a * 3\\n', a=i) for i in range(n)]
-client.submit_many(jobs, collect, parent=context.job_id)
+for each in jobs: client.submit(each, lambda outcome, error=None, each=each: collect(each, outcome, error), context.job_id)
 done.wait(60)
 return sum(int(value.buffer) for value in values)"""
     assert shared.client.run(nested(body, n=50), deadline_s=60).buffer == b"%d\n" % (3 * sum(range(50)))
@@ -300,7 +300,7 @@ def collect(j, outcome, error):
     if len(values) == n: done.set()
 source = "def f(i):\\n    import os, sys, time\\n    print('x' * 100000, file=sys.stderr)\\n    time.sleep(0.2)\\n    return os.getppid()\\n"
 jobs = [job(source, i=i) for i in range(n)]
-client.submit_many(jobs, collect, parent=context.job_id)
+for each in jobs: client.submit(each, lambda outcome, error=None, each=each: collect(each, outcome, error), context.job_id)
 done.wait(60)
 one = jobs[0].checksum
 offset, data, ended = 0, b"", False
@@ -370,7 +370,7 @@ def test_a_job_that_is_cancelled_while_very_many_wait(shared):
         if len(values) == 200:
             done.set()
     jobs = [make_job("def f(i):\n    import time\n    time.sleep(100)\n", i=i) for i in range(200)]
-    shared.client.submit_many(jobs, collect)
+    submit_all(shared.client, jobs, collect)
     until(lambda: shared.info()["jobs"] == 200)
     states = shared.client.cancel([job.checksum for job in jobs])
     assert done.wait(20) and set(states.values()) == {"canceled"}

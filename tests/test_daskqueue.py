@@ -14,10 +14,11 @@ import types
 import pytest
 
 from labs import need
-from seamless_lite import daskjob, daskqueue, hostside, queuescript, queuestate, queuesystem
+from seamless_lite import conda, daskjob, daskqueue, hostside, queuescript, queuestate, queuesystem
+from seamless_lite.daskstores import mark, read_mark
 from seamless_lite.errors import ConfigurationError
 from seamless_lite.folder import Folder, MemoryBuffers
-from seamless_lite.nearbuffers import NearBuffers, mark, read_mark
+from seamless_lite.layers import LayeredBuffers
 from seamless_lite.queuesystem import Partition, QueueError
 
 
@@ -239,7 +240,7 @@ def test_the_job_makes_its_folder_where_it_can_removes_it_and_those_of_killed_jo
 def test_a_conda_environment_is_activated_in_the_job(cluster, tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match="has 'conda: env', but no conda was found"):
         monkeypatch.setenv("CONDA_ROOT", str(tmp_path))
-        monkeypatch.setattr(queuescript, "CONDA_FOLDERS", ())
+        monkeypatch.setattr(conda, "CONDA_ROOTS", ())
         monkeypatch.delenv("CONDA_EXE", raising=False)
         cluster(cores=1, conda="env")
     profile = tmp_path / "etc/profile.d"
@@ -490,7 +491,7 @@ def test_a_job_knows_how_long_it_lasts():
 def test_a_node_that_sees_the_folder_of_buffers_reads_it_and_writes_to_the_service(tmp_path):
     folder, base = Folder(str(tmp_path)), MemoryBuffers()
     there = folder.put(b"there")
-    both = NearBuffers(Folder(str(tmp_path), writable=False), base)
+    both = LayeredBuffers(base, near=[Folder(str(tmp_path), writable=False)])
     written = both.put(b"written")
     assert both.get(there) == b"there" and both.path(there) and base.get(written) == b"written" and folder.get(written) is None
     assert both.get(written) == b"written" and both.length(written) == 7 and both.open(written).read() == b"written"
@@ -517,7 +518,7 @@ def test_the_stores_of_a_cluster_are_served_on_tcp_with_its_own_secret(tmp_path)
         there = stores.buffers.put(b"there")
         for far in (on_node(served.spec), {**served.spec, "buffers": {"address": served.spec["buffers"]["address"], "auth": True}}):
             node = open_stores(far, served.secret)
-            assert isinstance(node.buffers, NearBuffers) == ("near" in far["buffers"])
+            assert isinstance(node.buffers, LayeredBuffers) == ("near" in far["buffers"])
             result = node.buffers.put(repr(far).encode())
             node.results.put("a" * 64, result)
             assert stores.buffers.get(result) == repr(far).encode() and stores.results.get("a" * 64) == result

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from seamless_lite import hostpython
+from seamless_lite import conda as conda_module, hostpython
 from seamless_lite.hostside import HostError
 
 BASE = "_sqlite3 zlib"
@@ -22,7 +22,7 @@ def place(tmp_path, monkeypatch, home):
     monkeypatch.setattr(hostpython, "SYSTEM_FOLDERS", ())
     for name in [name for name in os.environ if name.startswith(("CONDA", "MAMBA"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(hostpython, "CONDA_ROOTS", ("~/miniconda3",))
+    monkeypatch.setattr(conda_module, "CONDA_ROOTS", ("~/miniconda3",))
 
     def make(name, version="3.11.2", modules="", where=folder, body=None):
         path = where / name
@@ -185,7 +185,7 @@ def test_a_conda_that_is_not_in_a_usual_place_is_found_by_its_program(conda, hom
     assert find(tmp_path, conda="sci")["argv"] == [str(home / "strange/envs/sci/bin/python")]
     monkeypatch.delenv("CONDA_EXE")
     os.symlink(home / "strange/condabin/conda", tmp_path / "bin" / "conda")
-    assert hostpython.conda_roots() == [str(home / "strange")]
+    assert conda_module.conda_roots() == [str(home / "strange")]
 
 
 def test_real_interpreters_answer(tmp_path):

@@ -252,6 +252,11 @@ def test_runtime_figures_count_children(client):
 
 # --- many
 
+def submit_all(client, jobs, callback):
+    for job in jobs:
+        client.submit(job, lambda outcome, error=None, job=job: callback(job, outcome, error))
+
+
 def test_many_jobs_come_back_each_with_its_own_outcome(client):
     outcomes, done = {}, threading.Event()
 
@@ -260,7 +265,7 @@ def test_many_jobs_come_back_each_with_its_own_outcome(client):
         if len(outcomes) == 200:
             done.set()
     jobs = [add(i) for i in range(200)]
-    client.submit_many(jobs, collect)
+    submit_all(client, jobs, collect)
     assert done.wait(PATIENCE_S)
     assert [outcomes[job.checksum].buffer for job in jobs] == [b"%d\n" % (i + 1) for i in range(200)]
     until(lambda: client._sender is None and client._waiter is None, "the threads of the client stay")
@@ -270,7 +275,7 @@ def test_known_failed_and_new_jobs_together(client):
     client.run(add(1))
     jobs = [add(1), make_job("def f():\n    raise ValueError('no')\n"), add(2)]
     values, done = [], threading.Event()
-    client.submit_many(jobs, lambda job, outcome, error: (values.append((job, outcome)), len(values) == 3 and done.set()))
+    submit_all(client, jobs, lambda job, outcome, error: (values.append((job, outcome)), len(values) == 3 and done.set()))
     assert done.wait(PATIENCE_S)
     found = {job.checksum: outcome for job, outcome in values}
     assert found[jobs[0].checksum].cached and kind(found[jobs[1].checksum]) == "JobError" and found[jobs[2].checksum].buffer == b"3\n"
@@ -473,7 +478,7 @@ def collect(j, outcome, error):
     values.append(outcome or error)
     if len(values) == n: done.set()
 jobs = [job('def f(a):\\n    return a * 3\\n', a=i) for i in range(n)]
-client.submit_many(jobs, collect, parent=context.job_id)
+for each in jobs: client.submit(each, lambda outcome, error=None, each=each: collect(each, outcome, error), context.job_id)
 done.wait(60)
 return sum(int(value.buffer) for value in values)"""
     assert client.run(nested(body, n=50), deadline_s=60).buffer == b"%d\n" % (3 * sum(range(50)))

@@ -16,7 +16,7 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODULES = ("errors httpwire httpmessage statusfile signing httpbase httpclient processes hostside hostpython hostsource leftovers hostagent "
+MODULES = ("errors httpwire httpmessage statusfile signing httpbase httpclient processes hostside conda hostpython hostsource leftovers hostagent "
            "hosts shipping launch")
 PACKAGE = "carried under.another_name".replace(" ", "_")
 ECHO = textwrap.dedent('''
@@ -163,7 +163,7 @@ def test_the_service_gets_the_users_environment_and_finds_the_package(launch, ch
 
 
 def test_an_installed_package_is_not_put_before_the_standard_library(launch, monkeypatch):
-    monkeypatch.setattr(launch.shipping, "__file__", "/usr/lib/python3/site-packages/carried_under/another_name/shipping.py")
+    monkeypatch.setattr(importlib.import_module(PACKAGE + ".processes"), "__file__", "/usr/lib/python3/site-packages/carried_under/another_name/processes.py")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert launch._environment() == {}
 
