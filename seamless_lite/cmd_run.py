@@ -14,6 +14,7 @@ import typing as _t
 from . import command, outputs, program, run_options
 from .celltypes import plain_dumps
 from .checksum import Checksum
+from .confirm import confirm
 from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, SeamlessError, UsageError
 from .inputs import decompress_to, readable
 from .progress import is_watched, size_text
@@ -22,9 +23,6 @@ from .settings import load_settings
 from .transformation import Meta, Outcome, Recipe
 
 PROGRAM = "seamless-run"
-_UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15,
-          "KB": 2**10, **{unit + end: 2 ** (10 * power) for power, unit in enumerate("KMGTP", 1) for end in ("", "iB")}}
-
 
 def main(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """Run the program; returns its exit code."""
@@ -311,22 +309,7 @@ class _Run:
             self.confirm("Upload", len(missing), size)
 
     def confirm(self, what: str, count: int, size: int) -> None:
-        """Ask before much is transferred.  Raises ``SeamlessError`` if the answer is no."""
-        limits = {"Upload": (400, "100 MB"), "Download": (2000, "500 MB")}[what]
-        prefix = "SEAMLESS_MAX_%s_" % what.upper()
-        most_files = _read_size(prefix + "FILES", limits[0])
-        most_bytes = _read_size(prefix + "SIZE", limits[1])
-        if self.arguments.yes or count <= most_files and size <= most_bytes:
-            return
-        question = "%s %d files, total %s" % (what, count, size_text(size))
-        answer = "n" if self.arguments.no or sys.stdin is None or not sys.stdin.isatty() else ""
-        while answer not in ("y", "yes", "n", "no"):
-            sys.stderr.write(question + " (y/[n])? ")
-            sys.stderr.flush()
-            answer = sys.stdin.readline().strip().lower() or "n"
-        if answer in ("n", "no"):
-            raise SeamlessError("%s: refused; answer yes at a terminal, add -y, or raise %sFILES or %sSIZE"
-                                % (question, prefix, prefix))
+        confirm(what, count, size, self.arguments.yes, self.arguments.no)
 
 
 def _say(text: str) -> None:
@@ -337,16 +320,6 @@ def _listed(names: _t.Sequence[str]) -> str:
     """'a' / 'a' and 'b' / 'a', 'b' and 3 more."""
     shown = ["'%s'" % readable(name) for name in names[:5]] + (["%d more" % (len(names) - 5)] if len(names) > 5 else [])
     return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
-
-
-def _read_size(variable: str, default) -> float:
-    """A number with a unit, from the environment.  Raises ``UsageError``."""
-    text = os.environ.get(variable, "").strip() or str(default)
-    number = text.rstrip("kKMGTPiB ")
-    try:
-        return float(number) * _UNITS[text[len(number):].strip()]
-    except (KeyError, ValueError):
-        raise UsageError("%s is '%s': it takes a number and a unit such as kB, MB or GB" % (variable, text)) from None
 
 
 if __name__ == "__main__":

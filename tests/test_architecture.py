@@ -85,7 +85,7 @@ def test_the_whole_does_not_grow_unseen():
     # The design wants 9,000, and 3,500 for the services; these numbers hold the line at what there is.
     lines = {path.stem: len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")}
     services = closure("jobserver", "worker", "hashserver", "database", "hostside")
-    assert sum(lines.values()) < 22000
+    assert sum(lines.values()) < 26000
     assert sum(lines[name] for name in services) < 9000
     assert sum(lines[name] for name in closure("daskserver", "daskqueue") - services) < 3000
 

@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from seamless_lite import cmd_run, command, run_options
+from seamless_lite import cmd_run, command, confirm, run_options
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import SeamlessError
 from seamless_lite.folder import Folder
@@ -492,7 +492,7 @@ def test_accepted_without_effect(run):
 def test_sizes_are_read_with_units(monkeypatch):
     for text, size in (("5", 5), ("2 kB", 2000), ("2KB", 2048), ("1.5 MiB", 1572864), ("3G", 3 << 30)):
         monkeypatch.setenv("SEAMLESS_MAX_UPLOAD_SIZE", text)
-        assert cmd_run._read_size("SEAMLESS_MAX_UPLOAD_SIZE", 1) == size
+        assert confirm.read_size("SEAMLESS_MAX_UPLOAD_SIZE", 1) == size
 
 
 def test_it_works_through_a_link_and_under_isolation(run, tmp_path_factory):
