@@ -21,7 +21,8 @@ class Service(_t.NamedTuple):
     """How one service is started.  No ports: a Unix socket.  ``auth`` "none" lets everybody in who can connect.
 
     ``directory`` (in the file ``bufferdir`` or ``database_dir``) is where a hashserver or a database keeps the folders
-    of all projects: absolute, or on another host perhaps with a leading ``~``.
+    of all projects: absolute, or on another host perhaps with a leading ``~``.  ``extra_dirs`` are more folders, of
+    one project each (of a database: with a ``seamless.db``), which are only read.
     """
     directory: Text = None
     network_interface: Text = None
@@ -30,6 +31,7 @@ class Service(_t.NamedTuple):
     conda: Text = None
     python: Text = None
     auth: str = "hmac"
+    extra_dirs: _t.Tuple[str, ...] = ()
 
     @property
     def port_range(self) -> _t.Optional[_t.Tuple[int, int]]:
@@ -217,6 +219,7 @@ class Definitions:
         checks = dict(_SERVICE_KEYS)
         if key:
             checks[key] = lambda key, node: self._directory(key, node, is_local)
+            checks["extra_dirs"] = lambda key, node: self._directories(key, node, is_local)
         values = _said(read(service, node, checks))
         for port, other in (("port_start", "port_end"), ("port_end", "port_start")):
             if port in values and other not in values:
@@ -236,6 +239,13 @@ class Definitions:
         if not path.startswith(("/", "~")):
             raise node.error("%r is %r, and must start with '/' or '~/', as it is on another host" % (key, path))
         return path.rstrip("/")
+
+    def _directories(self, key, node, is_local) -> _t.Tuple[str, ...]:
+        paths = tuple(self._directory(key, item, is_local) for item in (node.value if isinstance(node.value, list) else [node]))
+        for path in paths:
+            if ";" in path:
+                raise node.error("%r names the folder %r: a ';' cannot be in such a name" % (key, path))
+        return paths
 
     def seems_local(self, name: str) -> bool:
         """Like ``Cluster.local``, but also for a broken definition: true unless it names another host."""

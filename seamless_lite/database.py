@@ -22,6 +22,7 @@ from .errors import ChecksumError, ConfigurationError, SeamlessError, ServiceErr
 from .httpbase import Service, run_service, service_arguments
 from .httpclient import HttpClient
 from .httpmessage import HttpError, Reply, Request
+from .layers import LayeredResults
 from .resulttable import MemoryResults, ResultTable, Row, forget_row, put_row, stored_row
 
 PROTOCOL = ["seamless", "database", "2.2"]
@@ -36,12 +37,13 @@ def _error(status: int, text: str) -> HttpError:
 
 
 class DatabaseService(Service):
-    """Serves ``table``."""
+    """Serves ``table``, and what only ``extras`` have."""
     name = "database"
 
-    def __init__(self, table: ResultTable):
+    def __init__(self, table: ResultTable, extras: _t.Sequence[ResultTable] = ()):
         super().__init__()
         self.table = table
+        self._read = LayeredResults(table, extras)
         anywhere = re.compile("/.*", re.DOTALL)
         self.routes = [
             ("POST", re.compile("/results/get"), self.results_get), ("POST", re.compile("/results/put"), self.results_put),
@@ -52,12 +54,12 @@ class DatabaseService(Service):
         return {"file": self.table.path, "writable": self.table.writable}
 
     def close(self) -> None:
-        self.table.close()
+        self._read.close()
 
     # ---- our own requests
 
     def results_get(self, request: Request) -> dict:
-        return {"results": self.table.get_many(_list(request, "transformations"))}
+        return {"results": self._read.get_many(_list(request, "transformations"))}
 
     def results_put(self, request: Request) -> dict:
         self._check_writable()
@@ -83,8 +85,9 @@ class DatabaseService(Service):
         if query.type == "protocol":
             return Reply(json.dumps(PROTOCOL))
         shape, sql = query.handler(_READERS)
-        found = shape(self.table.query(sql, query.values(sql)))
-        if not found:
+        values = query.values(sql)
+        found = self._read.first(lambda table: shape(table.query(sql, values)) or None)
+        if found is None:
             raise _error(404, UNKNOWN_KEY)
         return Reply(found if isinstance(found, str) else _compact(found))
 
@@ -386,7 +389,7 @@ def make_service(args) -> DatabaseService:
         table.write(lambda db: None)        # makes the file, or says now why that is not possible
     else:
         table.get("0" * 64)
-    return DatabaseService(table)
+    return DatabaseService(table, [ResultTable(path, writable=False) for path in args.extra_files.split(";") if path])
 
 
 def main(argv: _t.Optional[_t.List[str]] = None) -> int:
@@ -394,6 +397,7 @@ def main(argv: _t.Optional[_t.List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="seamless-database", description="Serve a table of results (seamless.db) over HTTP.")
     parser.add_argument("file", metavar="FILE", help="the SQLite file")
     parser.add_argument("--writable", action="store_true", help="accept new results too, and make the file if it is missing")
+    parser.add_argument("--extra-files", metavar='"F1;F2"', default="", help="more tables to read from")
     service_arguments(parser)
     return run_service(make_service, parser.parse_args(argv))
 

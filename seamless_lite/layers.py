@@ -1,11 +1,11 @@
 """Several stores that look like one: one is written, all are read, in order.
 
-A layer that does not answer is left out with a warning; the one that is written must answer.
+A layer that does not answer or cannot be read is left out with a warning; the one that is written must answer.
 """
 import logging
 import typing as _t
 
-from .errors import ServiceError
+from .errors import SeamlessError
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +23,23 @@ class _Layers:
         return self._first("get", checksum)
 
     def _first(self, method: str, checksum):
-        """The first answer that is not None."""
-        found = None
+        return self.first(lambda layer: getattr(layer, method)(checksum))
+
+    def first(self, ask: _t.Callable[[_t.Any], _t.Any]):
+        """The first ``ask(layer)`` that is not None."""
         for layer in list(self._layers):
-            if found is None:
-                found = self._ask(layer, method, None, checksum)
-        return found
+            found = self._guarded(layer, ask, None)
+            if found is not None:
+                return found
+        return None
 
     def _ask(self, layer, method: str, default, *arguments):
+        return self._guarded(layer, lambda layer: getattr(layer, method)(*arguments), default)
+
+    def _guarded(self, layer, ask, default):
         try:
-            return getattr(layer, method)(*arguments)
-        except ServiceError as exc:
+            return ask(layer)
+        except SeamlessError as exc:
             if layer is self._top:
                 raise
             log.warning("left out from now on: %s", exc)

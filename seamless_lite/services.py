@@ -103,7 +103,9 @@ def _spec(settings, service: str, connections) -> launch.ServiceSpec:
     args: _t.Tuple[str, ...] = ()
     parameters: _t.Dict[str, object] = {}
     if service in _PARTS:
-        args = (settings.buffer_directory if service == "hashserver" else settings.database_file, "--writable")
+        args = (_path(settings, service), "--writable")
+        if settings.extra(service):
+            args += ("--extra-dirs" if service == "hashserver" else "--extra-files", ";".join(settings.extra(service)))
     else:
         parameters = {"stores": _stores_of_backend(settings, service, connections) if settings.persistent else None,
                       "record": settings.record}
@@ -152,7 +154,7 @@ def _stores_of_backend(settings, backend: str, connections) -> dict:
     host, spec = place_of(settings, backend).ssh, {}
     for service, (part, key) in _PARTS.items():
         if place_of(settings, service).ssh == host:
-            spec[part] = {key: _path(settings, service), "address": None}
+            spec[part] = _opened(settings, service)
         elif host is None:
             spec[part] = _reached(connections[service])
         else:                               # only ports that ask for no signature can be used from a third host
@@ -172,7 +174,7 @@ def open_stores(settings, connections: _t.Mapping[str, launch.Connection]) -> st
     """The stores: through a connection if they are on another host, else opened here."""
     from .database import DatabaseClient
     from .hashserver import HashserverClient
-    here = stores.open_stores({part: {key: _path(settings, service)} for service, (part, key) in _PARTS.items()})
+    here = stores.open_stores({part: _opened(settings, service) for service, (part, _) in _PARTS.items()})
     opened = []
     for service, client_class, store in (("hashserver", HashserverClient, here.buffers), ("database", DatabaseClient, here.results)):
         if place_of(settings, service).ssh is None:
@@ -185,8 +187,13 @@ def open_stores(settings, connections: _t.Mapping[str, launch.Connection]) -> st
 
 def reached_stores(settings, connections: _t.Mapping[str, launch.Connection]) -> dict:
     """The same as a description for other processes of this machine."""
-    return {part: {key: _path(settings, service), "address": None} if place_of(settings, service).ssh is None
-            else _reached(connections[service]) for service, (part, key) in _PARTS.items()}
+    return {part: _opened(settings, service) if place_of(settings, service).ssh is None else _reached(connections[service])
+            for service, (part, _) in _PARTS.items()}
+
+
+def _opened(settings, service: str) -> dict:
+    """The description of a store that is opened on its own host."""
+    return {_PARTS[service][1]: _path(settings, service), "address": None, "extra": settings.extra(service)}
 
 
 def _reached(connection: launch.Connection) -> dict:

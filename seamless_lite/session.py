@@ -81,8 +81,8 @@ class Session:
         if self._is_far():
             from . import services
             return services.reached_stores(settings, self.connect(STORES))
-        return {"buffers": {"directory": settings.buffer_directory, "address": None},
-                "results": {"file": settings.database_file, "address": None}}
+        return {"buffers": {"directory": settings.buffer_directory, "address": None, "extra": settings.extra("hashserver")},
+                "results": {"file": settings.database_file, "address": None, "extra": settings.extra("database")}}
 
     def _is_far(self) -> bool:
         """True if buffers or results are on another host."""

@@ -76,6 +76,12 @@ class Settings(_t.NamedTuple):
         """The SQLite file of the results, or None."""
         return None if self.database_directory is None else self.database_directory + "/seamless.db"
 
+    def extra(self, service: str) -> _t.List[str]:
+        """Folders of a hashserver, or ``seamless.db`` files of a database, that are read besides."""
+        frontend = self.cluster.frontend_of(service) if self.cluster is not None else None
+        folders = getattr(frontend, service).extra_dirs if frontend is not None else ()
+        return [path + "/seamless.db" if service == "database" else path for path in folders]
+
     def service_key(self, service: str, mode: str = "rw") -> str:
         """The readable name of a service of this stage, as in compat/http.md section 6."""
         cluster = self.cluster.name if self.cluster is not None else EMBEDDED
@@ -323,7 +329,7 @@ def _resolve(fixed, values, definitions) -> Settings:
     elif values["cluster"] is _UNSAID and (persistent or wants_remote):
         cluster = _cluster_of_this_machine(definitions, wants_remote or said["project"] is not None)
     execution, remote = _placement(values, cluster, definitions)
-    warnings = list(fixed.warnings) + _complaints(definitions, cluster)
+    warnings = list(fixed.warnings) + _complaints(definitions, cluster) + (_missing_extras(cluster) if cluster else [])
     if remote is None and wants_remote:
         warnings.append(str(values["execution"].error(
             "'execution' is 'remote', but the cluster %r (%s) offers neither jobserver nor daskserver: jobs run in "
@@ -387,6 +393,13 @@ def _complaints(definitions, selected) -> _t.List[str]:
         except ConfigurationError as exc:
             found.append(exc)
     return [str(error) for error in found]
+
+
+def _missing_extras(cluster) -> _t.List[str]:
+    paths = [path for frontend in cluster.frontends if frontend.is_local for block in (frontend.hashserver, frontend.database)
+             if block is not None for path in block.extra_dirs]
+    return ["%s: the cluster %r reads from %s too ('extra_dirs'), which is no folder that can be read; correct it, or remove the line"
+            % (cluster.where, cluster.name, path) for path in dict.fromkeys(paths) if not os.access(path, os.R_OK | os.X_OK)]
 
 
 def _workers(cluster, definitions):

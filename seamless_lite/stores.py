@@ -3,7 +3,7 @@
     {"buffers": {"directory": "/abs" or None, "address": A or None, "auth": True},
      "results": {"file": "/abs/seamless.db" or None, "address": A or None, "auth": True}}
 
-A directory or file is opened directly, without HTTP; else the service at the address is asked; with neither,
+A directory or file is opened directly, without HTTP, and with it those in ``"extra": [...]``, to be read only; else the service at the address is asked; with neither,
 things stay in memory.  Either part may have ``"read": [...]``, more descriptions of the same form, which are asked
 for what the first one lacks and never written.  Only on a network file system, where SQLite's locks cannot be trusted, an address is
 preferred to the file.
@@ -54,7 +54,7 @@ def _layered(kind, opener, spec, secret):
 
 def _open_buffers(spec, secret):
     if spec.get("directory"):
-        return Folder(spec["directory"])
+        return Folder(spec["directory"], extra_dirs=spec.get("extra") or ())
     if spec.get("address"):
         from .hashserver import HashserverClient        # HTTP is slow to import, and a local hit needs none
         client = HashserverClient(spec["address"], _secret(spec, secret), mend=_mend(spec))
@@ -68,7 +68,11 @@ def _open_buffers(spec, secret):
 def _open_results(spec, secret):
     path, address = spec.get("file"), spec.get("address")
     if path and not (address and is_on_network(path)):
-        return ResultTable(path)
+        table = ResultTable(path)
+        if not spec.get("extra"):
+            return table
+        from .layers import LayeredResults
+        return LayeredResults(table, [ResultTable(extra, writable=False) for extra in spec["extra"]])
     if address:
         from .database import DatabaseClient            # as above
         return DatabaseClient(address, _secret(spec, secret), mend=_mend(spec))
