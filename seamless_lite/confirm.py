@@ -23,13 +23,18 @@ def confirm(what: str, count: int, size: int, yes: bool = False, no: bool = Fals
     if yes or count <= most_files and size <= most_bytes:
         return
     question = "%s %d files, total %s" % (what, count, size_text(size))
+    if not ask(question, no):
+        raise SeamlessError("%s: refused; answer yes at a terminal, add -y, or raise %sFILES or %sSIZE" % (question, prefix, prefix))
+
+
+def ask(question: str, no: bool = False) -> bool:
+    """Whether the user says yes at the terminal; False without a terminal, or if ``no`` was the answer before."""
     answer = "n" if no or sys.stdin is None or not sys.stdin.isatty() else ""
     while answer not in ("y", "yes", "n", "no"):
         sys.stderr.write(question + " (y/[n])? ")
         sys.stderr.flush()
         answer = sys.stdin.readline().strip().lower() or "n"
-    if answer in ("n", "no"):
-        raise SeamlessError("%s: refused; answer yes at a terminal, add -y, or raise %sFILES or %sSIZE" % (question, prefix, prefix))
+    return answer in ("y", "yes")
 
 
 def read_size(variable: str, default) -> float:

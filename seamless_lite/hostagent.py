@@ -4,7 +4,7 @@
     @seamless@{"ok": VALUE}                         the answer, or {"error": SENTENCE}; other lines are not from us
 
 Its actions: ``receive`` (the source of the package), ``ensure`` (services that shall run),
-``services``, ``stop``, ``logs`` and ``uninstall``.  The client sends it with ``hostside``, ``conda``, ``hostpython``, ``hostsource``,
+``services``, ``stop``, ``logs``, ``remove`` and ``uninstall``.  The client sends it with ``hostside``, ``conda``, ``hostpython``, ``hostsource``,
 ``leftovers``, ``signing`` and ``errors``, in one text (``shipping.agent``).  All of it runs on Python 3.6.  It ends with its input.
 
 ``act`` does the same in the client's own process, for services on its host that want another Python.
@@ -107,6 +107,11 @@ def logs(home, which):
     return hostside.logs(which)
 
 
+def remove(home, which):
+    """Remove what dead services with this name or key left behind; the paths."""
+    return hostside.remove(which)
+
+
 def uninstall(home, data=False):
     """Stop all services and remove what we made, also stored results if ``data``; what is ``kept``: [[path, bytes]...].
 
@@ -186,7 +191,7 @@ def _size(folder):
     return total
 
 
-ACTIONS = {"receive": receive, "ensure": ensure, "services": services, "stop": stop, "logs": logs, "uninstall": uninstall}
+ACTIONS = {"receive": receive, "ensure": ensure, "services": services, "stop": stop, "logs": logs, "remove": remove, "uninstall": uninstall}
 
 
 # --- the conversation ---------------------------------------------------------------------------------------

@@ -461,6 +461,22 @@ def stop(which):
     return stopped
 
 
+def remove(which):
+    """Remove what dead services with this name or key left behind, and their logs; the paths.  Raises ``HostError`` if one lives."""
+    run, removed = run_folder(), []
+    for name in sorted(set(_names(run, ".json") + _names(run, ".log"))):
+        if _matches(name, which):
+            with locked(run, name, ANSWER_S):
+                if alive(read_record(run, name) or {}):
+                    raise HostError("%s runs: stop it first" % name)
+                found = [path for path in (os.path.join(run, name + end) for end in (".json", ".log", ".log.1")) if os.path.exists(path)]
+                _clean(run, name)
+                for path in found:
+                    _remove(path)
+                removed += found
+    return removed
+
+
 def logs(which):
     """The end of the newest log with this name or key; None if there is none."""
     run = run_folder()

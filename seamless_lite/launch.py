@@ -150,7 +150,7 @@ def _together(work: _t.Callable, items: _t.Sequence) -> list:
 
 
 def far(place: Place, action: str, **arguments):
-    """What an action of ``hostagent`` (services, stop, logs, uninstall) brings at the place.  Raises ``ServiceError``."""
+    """What an action of ``hostagent`` (services, stop, logs, remove, uninstall) brings at the place.  Raises ``ServiceError``."""
     return hosts.ask(place.ssh, place.python, {"action": action, **arguments})[0]
 
 

@@ -88,11 +88,11 @@ class Settings(_t.NamedTuple):
         if not self.persistent and service == "daskserver":
             words = ["pure-daskserver", cluster] + ([self.queue] if self.queue else [])
         else:
-            words = [service, cluster, mode, "--".join(self._parts(service in BACKENDS))]
+            words = [service, cluster, mode, "--".join(self.storage_parts(service in BACKENDS))]
         return "".join(letter if letter.isascii() and letter.isalnum() or letter in "._-" else "_"
                        for letter in "-".join(words))
 
-    def _parts(self, of_backend=False) -> _t.List[str]:
+    def storage_parts(self, of_backend: bool = False) -> _t.List[str]:
         """Project, subproject and stage, as keys and paths name them."""
         parts = [self.project or TOPLEVEL] + (self.subproject.split("/") if self.subproject else [])
         if self.stage and of_backend:
@@ -113,18 +113,20 @@ def seamless_home(environ: _t.Mapping[str, str]) -> str:
 
 
 def load_settings(workdir: str, *, project: Text = None, subproject: Text = None, stage: Text = None,
-                  substage: Text = None, execution: Text = None, node: Text = None, queue: Text = None,
+                  substage: Text = None, execution: Text = None, cluster: Text = None, node: Text = None, queue: Text = None,
                   environ: _t.Optional[_t.Mapping[str, str]] = None) -> Settings:
     """The settings of the folder ``workdir``; an argument wins over the files.
 
-    A ``project`` without ``subproject`` has none, whatever the files say; a ``substage`` without ``stage`` is ignored.
+    A ``project`` without ``subproject`` has none, whatever the files say; a ``substage`` without ``stage`` is ignored;
+    with a ``cluster`` the stage need not be one of the files.
     Raises ``ConfigurationError``.
     """
     environ = os.environ if environ is None else environ
     workdir = os.path.abspath(workdir)
     if not os.path.isdir(workdir):
         raise ConfigurationError("%s: there is no such folder to look for %s in" % (workdir, PROJECT_FILE))
-    arguments = {"project": project, "subproject": subproject, "execution": execution, "node": node, "queue": queue}
+    arguments = {"project": project, "subproject": subproject, "execution": execution, "cluster": cluster, "node": node,
+                 "queue": queue}
     asked = {word: Node(_COMMANDS[word](word, Node(value))) for word, value in arguments.items() if value is not None}
     stage = name("stage", Node(stage)) if stage else None
     substage = name("substage", Node(substage)) if stage and substage else None
@@ -136,7 +138,7 @@ def load_settings(workdir: str, *, project: Text = None, subproject: Text = None
 
     commands = _Commands(stage)
     commands.read_folder(workdir)
-    if stage is not None and stage not in commands.stages:
+    if stage is not None and cluster is None and stage not in commands.stages:
         raise ConfigurationError("there is no stage %r in %s; the stages are %s%s" % (
             stage, " or ".join(commands.files), listed(commands.stages), nearest(stage, commands.stages))
             if commands.stages else
@@ -147,6 +149,8 @@ def load_settings(workdir: str, *, project: Text = None, subproject: Text = None
     values = _evaluate(commands.entries, definitions)
     if project is not None:
         values["subproject"] = _UNSAID
+    if cluster is not None and cluster != values["cluster"].value:
+        values["queue"] = _UNSAID           # which was one of the other cluster
     values.update(asked)
     fixed = fixed._replace(files=tuple(commands.files + definitions.files), stages=tuple(commands.stages),
                            warnings=tuple(commands.warnings))
@@ -159,7 +163,7 @@ def _from_environment(fixed, asked, cache, clients, home) -> Settings:
     if "execution" in asked and asked["execution"].value == "remote":
         raise ConfigurationError("execution is 'remote', but %s is set and leaves no cluster; unset it" % (
             "SEAMLESS_CACHE" if cache else "SEAMLESS_REMOTE_CLIENTS"))
-    chosen = {word: node.value or None for word, node in asked.items() if word != "queue"}
+    chosen = {word: node.value or None for word, node in asked.items() if word not in ("queue", "cluster")}
     settings = fixed._replace(**{"project": TOPLEVEL, **chosen})
     if cache:
         return _with_storage(settings, yamlfile.expand(cache, home))
@@ -467,7 +471,7 @@ def _with_storage(settings, cache) -> Settings:
             raise ConfigurationError(
                 "No project defined, and the cluster %r (%s) needs one; write '- project: NAME' in %s, or give "
                 "--project" % (cluster.name, cluster.where, os.path.join(settings.workdir, PROJECT_FILE)))
-    buffers, database = ("/".join([base.rstrip("/")] + settings._parts()) for base in bases)
+    buffers, database = ("/".join([base.rstrip("/")] + settings.storage_parts()) for base in bases)
     return settings._replace(buffer_directory=buffers, database_directory=database)
 
 
