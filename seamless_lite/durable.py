@@ -1,9 +1,12 @@
-"""Folders and names that survive a crash: what the stores share about files."""
+"""Folders and names that survive a crash, and the last use of files: what the stores share about files."""
 import errno
 import os
+import time
 
 FOLDER_MODE, PRIVATE_FOLDER_MODE = 0o3775, 0o700
 MISSING = (FileNotFoundError, NotADirectoryError)
+#: The last use of a buffer is the access time of its file, which is set at most once in so long.
+NOTED_S = 600.0
 
 
 def make_folders(directory: str) -> None:
@@ -64,3 +67,32 @@ def remove_file(path: str) -> None:
         os.unlink(path)
     except MISSING:
         pass
+
+
+def last_use(status: os.stat_result) -> float:
+    """When a buffer was last used or written, in seconds since 1970."""
+    return max(status.st_atime, status.st_mtime)
+
+
+def open_unnoticed(path: str):
+    """Open the file for reading; its access time, which tells when a buffer was used, stays as it is if it can."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOATIME", 0))
+    except PermissionError:                 # somebody else's
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return open(fd, "rb", buffering=0)
+
+
+def in_use(path: str) -> bool:
+    """Note that the file is used now; False if it is not there."""
+    try:
+        status = os.stat(path)
+        if time.time() - last_use(status) > NOTED_S:
+            try:
+                os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+            except PermissionError:             # somebody else's: then the system notes, once a day, that it is read
+                with open(path, "rb", buffering=0) as file:
+                    file.read(1)
+    except OSError as exc:
+        return not isinstance(exc, MISSING) and os.path.exists(path)
+    return True

@@ -59,6 +59,11 @@ class InProcess:
             with self._lock:
                 self._cancels.pop(job.checksum, None)
 
+    def unended(self) -> _t.Tuple[_t.List[Job], _t.List[Checksum]]:
+        """The jobs that nobody has begun, and the names of those that run."""
+        with self._lock:
+            return [job for _, job in self._pending.values()], list(self._cancels)
+
     def submit(self, job: Job) -> Future:
         future: Future = Future()
         with self._lock:

@@ -11,27 +11,24 @@ What is read is verified: ``get`` always, ``open`` and ``path`` when this proces
 time; it then remembers device, inode, time and size.  A damaged file is moved aside to ``<name>.CORRUPT``.
 """
 import contextlib
-import errno
-import hashlib
 import io
 import os
 import re
-import stat
 import time
 import typing as _t
 
 from . import compressed
 from .checksum import CHUNK, Checksum, is_checksum
 from .compressed import expand, hash_pieces, identify, is_whole, load, read_source, source_size
-from .durable import FOLDER_MODE, MISSING, make_folder, make_folders, remove_file, set_mode, sync_and_close, sync_folder
+from .durable import MISSING, in_use, make_folders
 from .errors import CorruptBufferError, SeamlessError
+from .storing import MARKER, Batch
 
-MARKER = ".HASHSERVER_PREFIX"
-BUFFER_MODE = 0o444
 SUFFIXES = ("",) + tuple(compressed.ENCODINGS)
 POLL_S = 0.05
 STALE_S = 24 * 3600.0
-SYNC_TOGETHER = 64
+#: While this file is there, ``seamless-gc`` deletes: what it renames to ``ASIDE`` may be taken back (see gc.py).
+COLLECTING, ASIDE = ".COLLECTING", ".GC"
 
 _TEMPORARY = re.compile(r"[0-9a-f]{64}(\.zst|\.gz|\.BUFFERLENGTH)?-[0-9a-f]{8}\Z|\.HASHSERVER_PREFIX-[0-9a-f]{8}\Z")
 
@@ -47,6 +44,8 @@ class MemoryBuffers:
     def get(self, checksum) -> _t.Optional[bytes]:
         """The buffer, verified; None if it is not there (a damaged one is not there)."""
         return self._buffers.get(Checksum(checksum))
+
+    peek = get
 
     def put(self, data: bytes) -> Checksum:
         """Store ``data``; durable on return.  What is already there is not written again."""
@@ -143,6 +142,15 @@ class Folder:
     def get(self, checksum) -> _t.Optional[bytes]:
         return self._find(Checksum(checksum), load)
 
+    def peek(self, checksum) -> _t.Optional[bytes]:
+        """As ``get``, but without a trace: no use is noted, nothing is moved aside; None also for what cannot be read."""
+        for suffix, path in self.forms(checksum).items():
+            with contextlib.suppress(OSError, SeamlessError):
+                data = b"".join(compressed.pieces(path, suffix))
+                if Checksum.of(data) == checksum:
+                    return data
+        return None
+
     def open(self, checksum) -> _t.Optional[_t.BinaryIO]:
         """As ``MemoryBuffers.open``; a compressed buffer is expanded into a nameless temporary file."""
         return self._find(Checksum(checksum), self._open)
@@ -152,8 +160,8 @@ class Folder:
         return self._find(Checksum(checksum), self._path, suffixes=("",))
 
     def has(self, checksums: _t.Iterable) -> _t.List[bool]:
-        """As ``MemoryBuffers.has``: whether a file is there, unread."""
-        return [any(map(os.path.exists, self._paths(Checksum(checksum)))) for checksum in checksums]
+        """As ``MemoryBuffers.has``: whether a file is there, unread.  One that is there is in use now: it stays for a while."""
+        return [self._in_use(Checksum(checksum)) for checksum in checksums]
 
     def forms(self, checksum) -> _t.Dict[str, str]:
         """suffix ("", ".zst", ".gz") -> path of the forms in which the buffer is stored."""
@@ -163,15 +171,7 @@ class Folder:
         return forms
 
     def length(self, checksum) -> _t.Optional[int]:
-        for suffix, path in self.forms(checksum).items():
-            if not suffix:
-                return os.stat(path).st_size
-            try:
-                with open(path[:-len(suffix)] + ".BUFFERLENGTH", "rb") as file:
-                    return int(file.read(32))
-            except (*MISSING, ValueError):
-                return sum(map(len, compressed.pieces(path, suffix)))
-        return None
+        return self._find(Checksum(checksum), self._length)
 
     remote, close = False, MemoryBuffers.close
     get_small, lengths = MemoryBuffers.get_small, MemoryBuffers.lengths
@@ -188,7 +188,7 @@ class Folder:
 
         ``use`` returns None when the content is not that of ``checksum``.  Waits while there is a lock.
         """
-        deadline = time.monotonic() + self.lock_timeout_s
+        deadline, rescued = time.monotonic() + self.lock_timeout_s, False
         while True:
             damaged = []
             for path in self._paths(checksum, suffixes):
@@ -198,15 +198,32 @@ class Folder:
                     continue
                 except OSError as exc:
                     raise SeamlessError("the buffer %s cannot be read: %s" % (path, exc.strerror)) from exc
-                if found is not None:
+                if found is not None and (in_use(path) or found != path):   # a path must be there still
                     return found
-                damaged.append(path)
+                if found is None:
+                    damaged.append(path)
+            if not (rescued or damaged) and self._rescue(checksum):
+                rescued = True
+                continue
             if not self._locked(checksum) or time.monotonic() > deadline:
                 break
             time.sleep(POLL_S)
         for path in damaged:
             self._set_aside(path, checksum)
         return None
+
+    def _in_use(self, checksum) -> bool:
+        return any(map(in_use, self._paths(checksum))) or self._rescue(checksum) and any(map(in_use, self._paths(checksum)))
+
+    def _rescue(self, checksum) -> bool:
+        """If the buffer is missing because ``seamless-gc`` is about to delete it, take it back; then it must be looked for again."""
+        if not os.path.exists("%s/%s" % (self.directory, COLLECTING)):
+            return False
+        for path in self._paths(checksum):
+            if path.startswith(self.directory + os.sep):
+                with contextlib.suppress(OSError):
+                    os.rename(path + ASIDE, path)
+        return True                             # it may have been put back by the other side
 
     def _locked(self, checksum) -> bool:
         for path in self._paths(checksum, ("",)):
@@ -225,7 +242,7 @@ class Folder:
             if self._verified.get((status.st_dev, status.st_ino)) == (status.st_mtime_ns, status.st_size, checksum):
                 return file
             if checksum == hash_pieces(iter(lambda: file.read(CHUNK), b"")):
-                self._remember(status, checksum)
+                self.remember(status, checksum)
                 file.seek(0)
                 return file
         except BaseException:
@@ -241,7 +258,19 @@ class Folder:
         file.close()
         return path
 
-    def _remember(self, status, checksum) -> None:
+    @staticmethod
+    def _length(path, suffix, checksum):
+        status = os.stat(path)
+        if not suffix:
+            return status.st_size
+        try:
+            with open(path[:-len(suffix)] + ".BUFFERLENGTH", "rb") as file:
+                return int(file.read(32))
+        except (*MISSING, ValueError):
+            return sum(map(len, compressed.pieces(path, suffix)))
+
+    def remember(self, status, checksum) -> None:
+        """Note that the file with this ``os.stat`` result was verified."""
         if len(self._verified) >= 10000:        # about 2 MB; forgetting costs one more verification
             self._verified.clear()
         self._verified[status.st_dev, status.st_ino] = (status.st_mtime_ns, status.st_size, checksum)
@@ -270,7 +299,7 @@ class Folder:
     def put_many(self, datas: _t.Iterable[bytes]) -> _t.List[Checksum]:
         """As ``MemoryBuffers.put_many``: all are synced, then all renamed, then each folder is synced once."""
         checksums = []
-        with _Batch(self) as batch:
+        with Batch(self) as batch:
             for data in datas:
                 checksums.append(Checksum.of(data))
                 if not self._stored(checksums[-1], len(data)):
@@ -284,7 +313,7 @@ class Folder:
             checksum, suffix = identify(path, checksum)
         checksum = Checksum(checksum)
         if not self._stored(checksum, None if suffix else source_size(path)):
-            with _Batch(self) as batch:
+            with Batch(self) as batch:
                 if suffix or not (move and batch.adopt(path, checksum)):
                     batch.write(checksum, read_source(path, suffix))
         return checksum
@@ -301,9 +330,15 @@ class Folder:
         checksum = Checksum(checksum)
         if self._stored(checksum):
             return False
-        with _Batch(self) as batch:
+        with Batch(self) as batch:
             batch.write(checksum, pieces, suffix)
         return True
+
+    def put_made(self, files: _t.Iterable[_t.Tuple[str, _t.Callable[[str], None]]]) -> None:
+        """Store what ``make(path)`` makes, synced and verified, for each (name in the folder, such as ``<checksum>.gz``, make)."""
+        with Batch(self) as batch:
+            for name, make in files:
+                batch.make(name, make)
 
     def remove_stale(self, older_than_s: float = STALE_S) -> int:
         """Remove temporary files that a killed writer left behind; says how many.  Reads every folder."""
@@ -329,15 +364,15 @@ class Folder:
                 except OSError:
                     continue                    # if it is not just missing, writing will say what is wrong
                 if length is None or not path.endswith(checksum) or status.st_size == length:
-                    return True
+                    return in_use(path)
         return False
 
     def prepare(self) -> None:
         """Make the folder and its marker if they are not there.  Raises ``SeamlessError``, as ``put`` does."""
-        with _Batch(self) as batch:
+        with Batch(self) as batch:
             batch.prepare()
 
-    def _find_layout(self) -> str:
+    def find_layout(self) -> str:
         """The layout in which to write; makes the folder."""
         if os.path.exists(os.path.join(self.directory, MARKER)):
             layout = "prefix"
@@ -350,154 +385,6 @@ class Folder:
             raise SeamlessError("the buffer folder %s has the layout %s: it cannot be used with the layout %s"
                                 % (self.directory, layout, self._layout))
         return layout
-
-
-class _Batch:
-    """Files on their way into a folder: published together at the end of the ``with`` block, or all removed."""
-
-    def __init__(self, folder: Folder):
-        self._folder = folder
-        self._temporaries: _t.Dict[str, str] = {}       # temporary path -> final path
-        self._finals: _t.Set[str] = set()
-        self._unsynced: _t.List[_t.BinaryIO] = []
-        self._synced: _t.Dict[str, None] = {}           # folders to sync, in this order
-        self._layout = ""
-
-    def __enter__(self):
-        if not self._folder.writable:
-            raise SeamlessError("the buffer folder %s is open for reading only" % self._folder.directory)
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        try:
-            if error is None:
-                self._publish()
-        except OSError as exc:
-            raise self._sentence(exc) from exc
-        finally:
-            for file in self._unsynced:     # only after an error
-                with contextlib.suppress(OSError):
-                    file.close()
-            for temporary in self._temporaries:
-                remove_file(temporary)
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise self._sentence(error) from error
-
-    def write(self, checksum, pieces, suffix="") -> None:
-        """Write one buffer aside, verified."""
-        final = self._final(checksum) + suffix
-        if final in self._finals:
-            return
-        sha = hashlib.sha256()
-
-        def hashed():
-            for piece in pieces:
-                sha.update(piece)
-                yield piece
-        temporary, status = self._write_aside(final, hashed())
-        if suffix:
-            self._check_compressed(temporary, checksum, suffix)
-        elif sha.hexdigest() != checksum:
-            raise CorruptBufferError("the data does not hash to %s: it is incomplete, or changed while it was read"
-                                     % checksum)
-        else:
-            self._folder._remember(status, checksum)
-
-    def adopt(self, path, checksum) -> bool:
-        """Rename the file ``path``, which has been verified, into the store; False if that is not safe to do."""
-        final = self._final(checksum)
-        status = os.lstat(path)
-        if (not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid()
-                or status.st_dev != os.stat(os.path.dirname(final)).st_dev):
-            return False
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-            os.replace(path, final)
-            set_mode(fd, BUFFER_MODE)
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:        # a bind mount: the same device, and yet no rename
-                raise
-            return False
-        finally:
-            os.close(fd)
-        self._folder._remember(status, checksum)
-        return True
-
-    def prepare(self) -> None:
-        """Find out where to write, making what is missing."""
-        self._layout = self._folder._find_layout()
-        marker = os.path.join(self._folder.directory, MARKER)
-        if self._layout == "prefix" and not os.path.exists(marker):
-            self._write_aside(marker, (b"1\n",))
-            self._synced[self._folder.directory] = None
-
-    def _final(self, checksum) -> str:
-        if not self._layout:
-            self.prepare()
-        folder = self._folder.directory
-        if self._layout == "prefix":
-            folder = os.path.join(folder, checksum[:2])
-            if folder not in self._synced and make_folder(folder, FOLDER_MODE):
-                self._synced[self._folder.directory] = None
-        self._synced.setdefault(folder)
-        return os.path.join(folder, checksum)
-
-    def _write_aside(self, final, pieces):
-        """(path, status) of a temporary file with this content; it is synced later, together with others."""
-        temporary = "%s-%s" % (final, os.urandom(4).hex())
-        self._finals.add(final)
-        self._temporaries[temporary] = final            # known before the first byte, so that it is always removed
-        file = open(temporary, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
-        self._unsynced.append(file)
-        for piece in pieces:
-            left = memoryview(piece)
-            while left:
-                left = left[file.write(left):]
-        set_mode(file.fileno(), BUFFER_MODE)
-        status = os.fstat(file.fileno())
-        if len(self._unsynced) >= SYNC_TOGETHER:
-            self._sync()
-        return temporary, status
-
-    def _sync(self) -> None:
-        """Sync what is written.  A disk syncs many files at once about three times as fast as one by one."""
-        if len(self._unsynced) < 4:
-            for file in self._unsynced:
-                sync_and_close(file)
-        else:
-            from concurrent.futures import ThreadPoolExecutor      # slow to import, and most batches are small
-            with ThreadPoolExecutor(8) as pool:
-                list(pool.map(sync_and_close, self._unsynced))
-        self._unsynced.clear()
-
-    def _check_compressed(self, path, checksum, suffix) -> None:
-        sha, length = hashlib.sha256(), 0
-        for piece in compressed.pieces(path, suffix):
-            sha.update(piece)
-            length += len(piece)
-        if sha.hexdigest() != checksum:
-            raise CorruptBufferError("the compressed data does not expand to %s" % checksum)
-        self._write_aside(self._final(checksum) + ".BUFFERLENGTH", (b"%d" % length,))
-
-    def _publish(self) -> None:
-        self._sync()
-        for temporary, final in list(self._temporaries.items()):
-            os.replace(temporary, final)
-            del self._temporaries[temporary]
-            if is_checksum(os.path.basename(final)):
-                remove_file(final + ".BUFFERLENGTH")    # which only belongs to a compressed form without a plain one
-        for folder in self._synced:
-            sync_folder(folder)
-
-    def _sentence(self, exc: OSError) -> SeamlessError:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            cure = "free some space there, or choose another folder"
-        elif exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            cure = "ask its owner for write permission, or choose another folder"
-        else:
-            cure = "look at the folder"
-        return SeamlessError("the buffer folder %s cannot be written (%s): %s" % (self._folder.directory, exc.strerror, cure))
 
 
 def log():
