@@ -49,6 +49,9 @@ def size_of(text: str, what: str) -> float:
     """
     number = text.rstrip("kKMGTPiB ")
     try:
-        return float(number) * _UNITS[text[len(number):].strip()]
+        size = float(number) * _UNITS[text[len(number):].strip()]
+        if not size >= 0:                   # or not a number at all
+            raise ValueError
+        return size
     except (KeyError, ValueError):
         raise UsageError("%s is '%s': it takes a number and a unit such as kB, MB or GB" % (what, text)) from None

@@ -11,7 +11,7 @@ need not be there at all), hashes files and directories, and remembers
 
 A file that is written to while it is being read is read again; one that never comes to rest is refused.
 """
-import hashlib
+import errno
 import os
 import stat
 import time
@@ -20,7 +20,8 @@ import typing as _t
 from . import compressed
 from .celltypes import plain_dumps, plain_loads
 from .checksum import Checksum
-from .errors import ChecksumError, CorruptBufferError, SeamlessError
+from .compressed import split_compression
+from .errors import ChecksumError, SeamlessError
 
 FUTURE_STALE_S = 120.0      # the job that makes the file touches its .FUTURE every 30 s
 FUTURE_POLL_S = 0.1
@@ -120,7 +121,7 @@ class Inputs:
         for _ in range(READ_ATTEMPTS):
             before = _stat_signature(os.stat(path))
             if suffix:
-                checksum = _hash_pieces(compressed.pieces(path, suffix))
+                checksum = compressed.hash_pieces(compressed.pieces(path, suffix))
             else:
                 checksum = _hash_plain(path)
             after = os.stat(path)
@@ -187,9 +188,14 @@ def parse_index(data: bytes, where: str) -> _t.Dict[str, Checksum]:
     if not isinstance(value, dict):
         raise SeamlessError("%s is not the index of a directory" % where)
     for name in value:
-        if name.startswith("/") or "\0" in name or not name or {"", ".", ".."} & set(name.split("/")):
+        parts = name.split("/")
+        if "\0" in name or {"", ".", ".."} & set(parts):
             raise SeamlessError("%s names the file '%s', which would lie outside the directory; it is not used"
-                                % (where, name))
+                                % (where, readable(name)))
+        check_text(name, "the file name '%s' in %s" % (readable(name), where))
+        for n in range(1, len(parts)):
+            if "/".join(parts[:n]) in value:
+                raise SeamlessError("%s names '%s' as a file and as a directory; it is not used" % (where, readable("/".join(parts[:n]))))
     return {name: Checksum(checksum) for name, checksum in value.items()}
 
 
@@ -213,28 +219,6 @@ def wait_for_future(path: str, say: _t.Callable[[str], None]) -> None:
         time.sleep(FUTURE_POLL_S)
 
 
-def decompress_to(path: str, target: str, checksum: Checksum) -> None:
-    """Write the decompressed content of ``path`` to ``target``.
-
-    Raises ``CorruptBufferError`` if that is no longer the content named ``checksum``, ``OSError``.
-    """
-    digest = hashlib.sha256()
-    with open(target, "wb") as file:
-        for piece in compressed.pieces(path, split_compression(path)[1]):
-            digest.update(piece)
-            file.write(piece)
-    if digest.hexdigest() != checksum:
-        raise CorruptBufferError("the input '%s' has changed since it was read; run the command again" % path)
-
-
-def split_compression(path: str) -> _t.Tuple[str, str]:
-    """(path without a compression suffix, the suffix)."""
-    for suffix in compressed.ENCODINGS:
-        if path.endswith(suffix) and not path.endswith("/" + suffix) and path != suffix:
-            return path[:-len(suffix)], suffix
-    return path, ""
-
-
 def _sidecar_base(path: str) -> str:
     return split_compression(path.rstrip("/") or "/")[0]
 
@@ -249,8 +233,8 @@ def check_text(text: str, what: str) -> None:
 
 def readable(name: str) -> str:
     """``name`` on one line; bytes that are not UTF-8, and what cannot be printed, as escapes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else "\\x%02x" % (ord(char) - 0xdc00) if "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
+                   for char in name)
 
 
 def _walk(path: str, prefix: str = "", dropped: _t.Optional[_t.List[str]] = None) -> _t.Iterator[_t.Tuple[str, str]]:
@@ -259,11 +243,22 @@ def _walk(path: str, prefix: str = "", dropped: _t.Optional[_t.List[str]] = None
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path, prefix + entry.name + "/", dropped)
-            elif entry.is_file():           # not a pipe or a dangling link
+            elif entry.is_symlink() and _dangles(entry.path):
+                continue
+            elif entry.is_file():           # not a pipe
                 if not entry.name.endswith(".FUTURE"):      # comes and goes with every command that has results
                     yield prefix + entry.name, entry.path
             elif dropped is not None and entry.is_dir():
                 dropped.append(prefix + entry.name)
+
+
+def _dangles(link: str) -> bool:
+    """True if the link leads nowhere, or to itself."""
+    try:
+        os.stat(link)
+        return False
+    except OSError as exc:
+        return exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def _mode(path: str) -> int:
@@ -296,10 +291,3 @@ def _hash_plain(path: str) -> Checksum:
         if len(data) < SMALL and not file.read(1):
             return Checksum.of(data)
     return Checksum.of_file(path)
-
-
-def _hash_pieces(pieces: _t.Iterable[bytes]) -> Checksum:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return Checksum(digest.hexdigest())

@@ -13,7 +13,8 @@ import typing as _t
 
 from .celltypes import deserialize, plain_dumps, plain_loads, serialize
 from .checksum import CHUNK, Checksum
-from .errors import CelltypeError, JobError
+from .compressed import compress, split_compression
+from .errors import CelltypeError, JobError, SeamlessError
 from .mixed import is_binary_buffer, load_numpy
 from .transfer import read_many
 from .transformation import Recipe
@@ -42,10 +43,10 @@ def write_inputs(recipe: Recipe, store, folder: str) -> _t.Dict[str, str]:
         how = formats.get(name) or {}
         mode = (how.get("filesystem") or {}).get("mode")
         if mode == "directory" or celltype in _FOLDERS:
-            base, suffix = _split_suffix(name) if mode == "directory" else (name, "")
+            base, suffix = split_compression(name) if mode == "directory" else (name, "")
             _write_folder(store, checksum, _target(folder, base), suffix, name)
         elif mode == "file":
-            write_buffer(store, checksum, _target(folder, name), _split_suffix(name)[1], name)
+            write_buffer(store, checksum, _target(folder, name), split_compression(name)[1], name)
         elif celltype == "bytes":
             write_buffer(store, checksum, _target(folder, name), "", name)
         else:
@@ -65,11 +66,6 @@ def _target(folder: str, name: str) -> str:
     path = os.path.normpath(os.path.join(folder, name))
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return path
-
-
-def _split_suffix(name: str) -> _t.Tuple[str, str]:
-    base, suffix = os.path.splitext(name)
-    return (base, suffix) if suffix in (".gz", ".zst") else (name, "")
 
 
 def _what(name: str) -> str:
@@ -105,12 +101,11 @@ def write_buffer(store, checksum, target: str, suffix: str, name: str, data: _t.
     if source is None:
         raise missing_error(checksum, _what(name))
     with source, open(target, "wb") as out:
-        if suffix == ".gz":
-            import gzip                         # few inputs are compressed
-            with gzip.GzipFile(filename="", fileobj=out, mode="wb", compresslevel=6, mtime=0) as packed:
-                shutil.copyfileobj(source, packed, CHUNK)
-        elif suffix == ".zst":
-            _compress_zstd(source, out, name)
+        if suffix:
+            try:
+                compress(source, out, suffix)
+            except SeamlessError as exc:
+                raise JobError("the input '%s' cannot be compressed: %s" % (name, exc)) from None
         else:
             if path is not None:
                 _copy_range(source.fileno(), out.fileno())
@@ -126,20 +121,6 @@ def _copy_range(source: int, target: int) -> None:
             pass
     except OSError:
         pass        # another file system, an old kernel: the caller copies what is missing
-
-
-def _compress_zstd(source, out, name: str) -> None:
-    import subprocess       # few inputs are compressed
-    try:
-        process = subprocess.Popen(["zstd", "-qc"], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL)
-    except FileNotFoundError:
-        raise JobError("the input '%s' must be compressed with zstd, which is not on PATH here: install the program "
-                       "zstd, or use the file without .zst" % name) from None
-    with process:
-        assert process.stdin is not None
-        shutil.copyfileobj(source, process.stdin, CHUNK)
-    if process.returncode:
-        raise JobError("the program zstd failed to compress the input '%s'" % name)
 
 
 def _file_of_value(name: str, data: bytes, celltype: str) -> _t.Tuple[bytes, _t.Optional[str]]:

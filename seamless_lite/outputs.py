@@ -15,7 +15,8 @@ import typing as _t
 
 from .celltypes import plain_dumps
 from .checksum import CHUNK, Checksum
-from .durable import remove_file
+from .compressed import compress
+from .durable import remove_file, sync_folder
 from .errors import CacheMissError, SeamlessError
 from .inputs import parse_index, read_checksum_file
 from .program import write_output
@@ -76,8 +77,13 @@ class Results:
     def print(self) -> None:
         """Write the result to standard output, byte by byte.  Raises ``BrokenPipeError``, ``SeamlessError``."""
         with self.open(self.outcome.result) as file:
-            for piece in iter(lambda: file.read(CHUNK), b""):
-                write_output(piece)
+            self.copy(file)
+
+    @staticmethod
+    def copy(file: _t.BinaryIO) -> None:
+        """Write the content of ``file`` to standard output."""
+        for piece in iter(lambda: file.read(CHUNK), b""):
+            write_output(piece)
 
     def contents(self, targets: _t.Sequence[Target]) -> _t.Dict[Target, _t.Union[Checksum, _t.Dict[str, Checksum]]]:
         """For each target the checksum of its file, or the index of its directory."""
@@ -132,8 +138,8 @@ class Results:
             remove_file(local + ".INDEX")
         else:
             self.store.put(index)           # so that the directory can be an input of another command
-            _write_aside(local + ".INDEX", io.BytesIO(index))
-        _write_aside(local + ".CHECKSUM", io.BytesIO(checksum.encode("ascii") + b"\n"))
+            write_aside(local + ".INDEX", io.BytesIO(index))
+        write_aside(local + ".CHECKSUM", io.BytesIO(checksum.encode("ascii") + b"\n"))
 
     def write_file(self, checksum: Checksum, path: str, progress: Progress) -> None:
         """Make ``path`` a file with this content, unless it is one."""
@@ -141,7 +147,7 @@ class Results:
         if not self.is_same(checksum, path):
             check_writable(path)
             with self.open(checksum, progress) as file:
-                _write_aside(path, file)
+                write_aside(path, file)
 
     @staticmethod
     def real_path(path: str) -> str:
@@ -163,9 +169,9 @@ class Results:
             for name, file in self.each(changed, progress):
                 os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
                 check_writable(paths[name])
-                _write_aside(paths[name], file)
+                write_aside(paths[name], file)
             return
-        aside = _aside(path)
+        aside = aside_name(path)
         try:
             os.mkdir(aside)
             for name, source in self.each(index, progress):
@@ -220,14 +226,19 @@ def check_writable(path: str) -> None:
                             "it writable with 'chmod u+w', or remove it" % path)
 
 
+def future_files(targets: _t.Sequence[Target], cwd: str, checksum: Checksum) -> _t.Dict[str, bytes]:
+    """``LOCAL.FUTURE`` -> its content, for the results of a command that is running."""
+    return {_local_path(target, cwd) + ".FUTURE": ("%s.%s\n" % (checksum, target.server)).encode("utf-8")
+            for target in targets if not _is_special(_local_path(target, cwd))}
+
+
 @contextlib.contextmanager
 def announced(targets: _t.Sequence[Target], cwd: str, checksum: Checksum):
     """While the ``with`` block runs, ``LOCAL.FUTURE`` files tell other commands to wait for the results.
 
     Raises ``SeamlessError`` if a result could not be written.
     """
-    markers = {_local_path(target, cwd) + ".FUTURE": ("%s.%s\n" % (checksum, target.server)).encode("utf-8")
-               for target in targets if not _is_special(_local_path(target, cwd))}
+    markers = future_files(targets, cwd, checksum)
     for target in targets:
         check_writable(_local_path(target, cwd))
     ended = threading.Event()
@@ -242,7 +253,7 @@ def announced(targets: _t.Sequence[Target], cwd: str, checksum: Checksum):
         for marker, text in markers.items():
             try:
                 os.makedirs(os.path.dirname(marker), exist_ok=True)
-                _write_aside(marker, io.BytesIO(text))
+                write_aside(marker, io.BytesIO(text))
             except OSError as exc:
                 raise SeamlessError("the result '%s' could not be written: %s" % (marker[:-7], exc.strerror)) from exc
         if markers:
@@ -276,7 +287,8 @@ def _is_special(path: str) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _aside(path: str) -> str:
+def aside_name(path: str) -> str:
+    """Where to write what will become ``path``: in the same folder."""
     folder, name = os.path.split(path)
     return os.path.join(folder, ".%s-%s" % (name[:40], os.urandom(4).hex()))
 
@@ -286,15 +298,20 @@ def _copy(source: _t.BinaryIO, file: _t.BinaryIO) -> None:
         file.write(piece)
 
 
-def _write_aside(path: str, source: _t.BinaryIO) -> None:
-    """Replace the file ``path`` by the content of ``source``; it keeps its permissions."""
-    aside = _aside(path)
+def write_aside(path: str, source: _t.BinaryIO, suffix: str = "", sync: bool = False) -> None:
+    """Replace the file ``path`` by the content of ``source``, compressed if ``suffix`` says so; it keeps its permissions."""
+    aside = aside_name(path)
     try:
         with open(aside, "xb") as file:
-            _copy(source, file)
+            compress(source, file, suffix) if suffix else _copy(source, file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):
             os.chmod(aside, stat.S_IMODE(os.stat(path).st_mode))
         os.replace(aside, path)
+        if sync:
+            sync_folder(os.path.dirname(path) or ".")
     except BaseException:
         remove_file(aside)
         raise

@@ -65,17 +65,17 @@ class _Item(_t.NamedTuple):
 
 
 def push(store, buffers: _t.Mapping[Checksum, bytes], files: _t.Mapping[Checksum, str] = {},
-         who: _t.Optional[str] = None) -> int:
+         who: _t.Optional[str] = None, local: bool = False) -> int:
     """Store ``buffers`` and the content of ``files`` where they are missing; returns how many were.
 
-    ``who`` is told by ``Progress``.  Raises ``CorruptBufferError`` if a file does not have the content that its
+    ``who`` is told by ``Progress``, with ``local`` also if the store is on this machine.  Raises ``CorruptBufferError`` if a file does not have the content that its
     checksum names, and ``OSError``.
     """
     names = list(dict.fromkeys([*buffers, *files]))
     missing = [name for name, there in zip(names, store.has(names)) if not there] if names else []
     items = [_Item(name, len(buffers[name]), buffers[name], "") if name in buffers
              else _Item(name, os.path.getsize(files[name]), None, files[name]) for name in missing]
-    with Progress("upload", sum(item.size for item in items), who if store.remote else None) as progress:
+    with Progress("upload", sum(item.size for item in items), who if store.remote or local else None) as progress:
         for _ in _Lanes(lambda batch: _send(store, batch, progress), _batches(items), store):
             pass
     return len(missing)
@@ -150,6 +150,7 @@ def _content(item: _Item) -> _t.Optional[bytes]:
 def _send_alone(store, item: _Item, progress: Progress) -> None:
     if item.data is None and (not store.remote or os.path.splitext(item.path)[1] in ENCODINGS):
         store.put_file(item.path, item.checksum)
+        progress.add(item.size)
         return
     with (open(item.path, "rb") if item.data is None else io.BytesIO(item.data)) as file:
         try:
