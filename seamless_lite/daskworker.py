@@ -42,11 +42,13 @@ log = logging.getLogger(__name__)
 
 
 class _Running:
-    """A job that this Dask worker runs.  ``scratch`` and ``keep`` are for the recorder."""
-    __slots__ = ("id", "token", "chain", "scratch", "keep", "result", "seceded", "began_s")
+    """A job that this Dask worker runs.  ``scratch``, ``keep``, ``fresh`` and ``again`` are for the recorder."""
+    __slots__ = ("id", "token", "chain", "scratch", "keep", "fresh", "again", "result", "seceded", "began_s")
 
-    def __init__(self, id: str, token: str, chain: _t.List[str], scratch: bool, result: asyncio.Future):
-        self.id, self.token, self.chain, self.scratch, self.keep, self.result = id, token, chain, scratch, not scratch, result
+    def __init__(self, id: str, token: str, chain: _t.List[str], meta: dict, result: asyncio.Future):
+        self.id, self.token, self.chain, self.result = id, token, chain, result
+        self.scratch, self.fresh = bool(meta.get("scratch")), bool(meta.get("fresh"))
+        self.keep, self.again = not self.scratch, bool(meta.get("again"))
         self.seceded = False
         self.began_s = time.time()
 
@@ -85,7 +87,7 @@ class Node:
             if is_too_late(self.worker, fields["timeout_s"]):
                 raise Reschedule()
             meta = json.loads(payload).get("meta") or {}
-            task = self.running[id] = _Running(id, fields["token"], fields["chain"], bool(meta.get("scratch")), self._loop.create_future())
+            task = self.running[id] = _Running(id, fields["token"], fields["chain"], meta, self._loop.create_future())
             try:
                 self.local.submit(id, payload, lambda outcome, path: self._recorder.put(task, outcome, path),
                                   timeout_s=fields["timeout_s"], depth=len(task.chain))

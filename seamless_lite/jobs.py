@@ -15,6 +15,7 @@ import typing as _t
 
 from .checksum import Checksum
 from .errors import JobCancelledError, SeamlessError, ServiceError, error_to_dict
+from .leases import Lease
 from .record import cached_outcome
 from .recorder import Ended, Recorder
 from .stores import Stores
@@ -37,11 +38,14 @@ class Asker(_t.NamedTuple):
 
 class Entry:
     """What is known of a job.  ``outcome`` is None until it has ended and is recorded."""
-    __slots__ = ("id", "outcome", "askers", "waiters", "log", "ended_s", "size", "scratch", "keep", "doomed")
+    __slots__ = ("id", "outcome", "askers", "waiters", "log", "ended_s", "size", "scratch", "keep", "fresh", "again", "meta", "doomed")
 
-    def __init__(self, id: str, asker: Asker, scratch: bool):
+    def __init__(self, id: str, asker: Asker, meta: Meta):
         self.id, self.askers = id, (asker,)
-        self.scratch, self.keep = scratch, not scratch      # somebody wants the result to be kept
+        self.scratch, self.keep = meta.scratch, not meta.scratch        # somebody wants the result to be kept
+        self.fresh = meta.fresh                 # nobody wants it to be recorded
+        self.again = meta.again
+        self.meta = meta
         self.outcome: _t.Optional[dict] = None
         self.waiters: _t.Tuple["_Waiter", ...] = ()
         self.log: _t.Any = None                 # what the pool calls its output, if there is any
@@ -111,9 +115,19 @@ class Jobs:
         self.in_flight = 0
         self._recorder = Recorder(stores, mode, target, self._tell, lambda: self.in_flight > self.pool.workers + 1)
 
+        self._lease = Lease(self._renew)
+        self._lease.begin()
+
     def close(self) -> None:
         """Record what has ended; the pool must be closed."""
+        self._lease.end()
         self._recorder.close()
+
+    def _renew(self) -> None:
+        """Jobs may be queued for days: nobody shall delete what they need."""
+        with self._lock:
+            ids = [id for id, entry in self._entries.items() if entry.outcome is None]
+        self.stores.buffers.has(ids)
 
     # --- asking for jobs ------------------------------------------------------------------------------
 
@@ -125,6 +139,11 @@ class Jobs:
                 wanted[str(Checksum(data["checksum"]))] = data
             except (SeamlessError, LookupError, TypeError):
                 raise SeamlessError("one of the jobs has no checksum") from None
+        for id, data in list(wanted.items()):
+            if _is_other(self._entries.get(id), data):
+                broken[id] = {"error": error_to_dict(SeamlessError("job %s is running with other variables or another environment, and "
+                                                                   "it was asked not to wait for that (--strict)" % id))}
+                del wanted[id]
         doomed = [entry for entry in map(self._entries.get, wanted) if entry is not None and entry.doomed]
         if doomed:
             self.wait(doomed, _KILL_S)      # whoever asks now shall not get the outcome of somebody else's cancel
@@ -159,10 +178,12 @@ class Jobs:
                 jobs[id] = Job.from_dict(data)
             except (SeamlessError, LookupError, TypeError, ValueError, AttributeError) as exc:
                 broken[id] = {"error": error_to_dict(SeamlessError("job %s is malformed: %s" % (id, exc)))}
-        known = self._look_up({id: job.recipe.output[1] for id, job in jobs.items()})
+        recorded, known = self._look_up({id: job.recipe.output[1] for id, job in jobs.items() if not job.meta.fresh})
+        jobs = {id: job._replace(meta=job.meta._replace(again=id in recorded)) for id, job in jobs.items()}
         self.stores.buffers.put_many(data for id, job in jobs.items() if id not in known
                                      for data in (*job.buffers.values(), job.recipe.buffer))
-        return [_Prepared(id, job.meta, known.get(id), json.dumps({**wanted[id], "buffers": {}}, separators=(",", ":")).encode())
+        return [_Prepared(id, job.meta, known.get(id), json.dumps({**wanted[id], "meta": job.meta.to_dict(), "buffers": {}},
+                                                                          separators=(",", ":")).encode())
                 for id, job in jobs.items()]
 
     def _join(self, id: str, asker: Asker, data: dict) -> _t.Optional[Entry]:
@@ -172,19 +193,20 @@ class Jobs:
             return None
         if asker not in entry.askers:
             entry.askers += (asker,)
-        meta = data.get("meta")
-        entry.keep = entry.keep or not (isinstance(meta, dict) and meta.get("scratch"))
+        meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
+        entry.keep = entry.keep or not meta.get("scratch")
+        entry.fresh = entry.fresh and bool(meta.get("fresh"))
         return entry
 
-    def _look_up(self, celltypes: _t.Mapping[str, _t.Optional[str]]) -> _t.Dict[str, dict]:
-        """The outcomes of jobs (id -> celltype of the result) that were done before and can still be read."""
+    def _look_up(self, celltypes: _t.Mapping[str, _t.Optional[str]]) -> _t.Tuple[_t.Dict[str, Checksum], _t.Dict[str, dict]]:
+        """Results of jobs (id -> celltype of the result) that were done before; and the outcomes of those that can still be read."""
         rows = self.stores.results.get_many(list(celltypes))
         outcomes = {id: cached_outcome(result, celltypes[id], self.stores.buffers) for id, result in rows.items()}
-        return {id: outcome.to_dict() for id, outcome in outcomes.items() if outcome is not None}
+        return rows, {id: outcome.to_dict() for id, outcome in outcomes.items() if outcome is not None}
 
     def _enter(self, new: "_Prepared", asker: Asker) -> Entry:
         """A new entry; its job is queued if it is not known already.  The lock is held."""
-        entry = self._entries[new.id] = Entry(new.id, asker, new.meta.scratch)
+        entry = self._entries[new.id] = Entry(new.id, asker, new.meta)
         if new.known is not None:
             self._end(entry, new.known, None)
             return entry
@@ -319,7 +341,7 @@ class Jobs:
                 found[id] = {"state": self.pool.state(id) or "running"}     # None: it is being recorded
             else:
                 unknown.append(id)
-        known = self._look_up(dict.fromkeys(unknown)) if unknown else {}
+        known = self._look_up(dict.fromkeys(unknown))[1] if unknown else {}
         for id in unknown:      # the pool may know it if another job asked for it, on another host
             found[id] = ({"state": "done", "outcome": known[id]} if id in known
                          else {"state": self.pool.state(id) or "unknown"})
@@ -363,6 +385,14 @@ class Jobs:
             self._client(name).tell(id, outcome, False)
         entry.askers = others
         return False
+
+
+def _is_other(entry: _t.Optional[Entry], data: dict) -> bool:
+    """True if a job that is strict would join one that runs with another meta."""
+    if entry is None or entry.outcome is not None or not isinstance(data.get("meta"), dict) or not data["meta"].get("strict"):
+        return False
+    meta = Meta.from_dict(data["meta"])
+    return (dict(meta.metavars), dict(meta.environment)) != (dict(entry.meta.metavars), dict(entry.meta.environment))
 
 
 def _pieces(jobs: _t.Mapping[str, dict]) -> _t.Iterator[_t.Dict[str, dict]]:

@@ -127,6 +127,15 @@ def ensure_all(specs: _t.Sequence[ServiceSpec]) -> _t.List[Connection]:
     return [found[n] for n in range(len(specs))]
 
 
+def running(spec: ServiceSpec) -> _t.Optional[Connection]:
+    """The connection to the service if it runs; it is not started.  Raises ``ServiceError`` if its host cannot be reached."""
+    place = spec.place
+    if place.ssh is None and not place.python and not place.conda:
+        return _running(_request(spec, load_secret() if spec.auth else None))
+    runs = any(record.get("key") == spec.key for record in far(place, "services"))
+    return ensure(spec) if runs else None
+
+
 def _together(work: _t.Callable, items: _t.Sequence) -> list:
     """``work`` of each item, at the same time if there are several; raises the first error when all have ended."""
     if len(items) < 2:
@@ -200,6 +209,8 @@ def _call(function, *args):
         return function(*args)
     except hostside.HostError as exc:
         raise ServiceError(str(exc)) from None
+    except OSError as exc:                  # a full disk
+        raise ServiceError("services cannot be used, because their folder %s cannot: %s" % (exc.filename or "", exc.strerror)) from exc
 
 
 # --- with our own Python on this machine ----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """What is kept of a run: the execution record beside its result (compat/http.md section 2.2), and the way back
 from the result to an outcome.
+
+Minimal records say how long it took; full ones (``record: true``) also where, with which software, and on what data.
 """
 import typing as _t
 
@@ -9,6 +11,20 @@ from .transformation import INLINE_BYTES, Outcome
 
 #: The version of Seamless' transformer package whose form of record this is.
 RECORD_VERSION = "0.6.1"
+#: The fields of a full record that are checksums, if they are not null: we fill the first three.
+CHECKSUM_FIELDS = ("node", "environment", "node_env", "queue", "queue_node", "compilation_context", "validation_snapshot")
+
+
+def record_of(transformation: str, result: str, runtime: _t.Mapping[str, _t.Any], mode: str, target: _t.Optional[str]) -> dict:
+    """The record of one run: a full one if the process that ran it says what is needed (``buckets.details``)."""
+    minimal = minimal_record(transformation, result, runtime, mode, target)
+    details = runtime.get("record")
+    if not isinstance(details, dict):
+        return minimal
+    envelope = {"actual_remote_target": target, **details.get("execution_envelope", {})}
+    return {**minimal, "checksum_fields": list(CHECKSUM_FIELDS), **dict.fromkeys(CHECKSUM_FIELDS), **details,
+            "execution_envelope": envelope, "bucket_contract_violations": [], "job_contract_violations": [],
+            "contract_violations": [], "compilation_time_seconds": None}
 
 
 def minimal_record(transformation: str, result: str, runtime: _t.Mapping[str, float],

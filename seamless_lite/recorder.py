@@ -12,7 +12,7 @@ import typing as _t
 from queue import Empty, SimpleQueue
 
 from .errors import SeamlessError, error_to_dict
-from .record import minimal_record
+from .record import record_of
 from .stores import Stores
 
 _COLLECT_S = 0.005          # so long a commit waits for more, if much is to come
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class Ended(_t.NamedTuple):
-    """``job`` has ``id``, ``scratch`` (the result's bytes were not stored) and ``keep`` (but they shall be);
-    ``log`` is whatever the pool calls the job's output, or None."""
+    """``job`` has ``id``, ``scratch`` (the result's bytes were not stored), ``keep`` (but they shall be), ``fresh``
+    (nothing is to be recorded) and ``again`` (a result was recorded before it ran); ``log`` is whatever the pool calls the job's output, or None."""
     job: _t.Any
     outcome: dict
     log: _t.Any
@@ -74,14 +74,13 @@ class Recorder:
             self._tell(ended)
 
     def _commit(self, ended: _t.List[Ended]) -> None:
-        rows = []
+        rows: _t.Dict[bool, list] = {False: [], True: []}
         for job, outcome, _ in ended:
             result = outcome.get("result")
             if result is not None:
                 if job.scratch and job.keep and "buffer" in outcome:
                     self._stores.buffers.put(base64.b64decode(outcome["buffer"]))
-                if self._mode is not None:
-                    rows.append((job.id, result, minimal_record(job.id, result, outcome.get("runtime", {}),
-                                                                self._mode, self._target)))
-        if rows:
-            self._stores.results.put_many(rows)
+                if self._mode is not None and not job.fresh:
+                    rows[job.again].append((job.id, result, record_of(job.id, result, outcome.get("runtime", {}), self._mode, self._target)))
+        for again in filter(rows.get, rows):
+            self._stores.results.put_many(rows[again], again)

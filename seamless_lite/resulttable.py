@@ -1,7 +1,9 @@
 """Result stores without HTTP: ``ResultTable`` (the SQLite file ``seamless.db`` of Seamless 1.x) and ``MemoryResults``.
 
 A result row says which buffer a transformation yields.  Both stores, and ``database.DatabaseClient``, have
-the same methods; ``MemoryResults`` documents them.
+the same methods; ``MemoryResults`` documents them.  A transformation that yields something else when it runs again is
+irreproducible: all its results are kept as such, none is its result any more, and so it runs whenever it is asked for.
+Programs that merely run it at the same moment do not run it again: the first result that is recorded stays.
 
 Threads share one connection behind one lock.  Writes queue up in front of that lock, and whoever gets it
 commits everything that is queued: concurrent writers share one commit, and each returns after it.
@@ -22,6 +24,7 @@ from .errors import DeadlineError, SeamlessError
 
 BUSY_S = 30.0
 GROUP = 1000        # writes that share one commit at most
+PAGE = 1000         # results that are listed at once
 GAP_S = 0.0005      # at least so long after a commit other processes can begin theirs
 SCHEMA = '''
 CREATE TABLE IF NOT EXISTS "transformation" ("checksum" CHAR(64) NOT NULL PRIMARY KEY, "result" CHAR(64) NOT NULL);
@@ -45,6 +48,7 @@ class MemoryResults:
 
     def __init__(self):
         self._results: _t.Dict[str, Checksum] = {}
+        self._irreproducible: _t.Dict[str, _t.Dict[Checksum, None]] = {}
 
     def get(self, transformation) -> _t.Optional[Checksum]:
         """The result of the transformation with this checksum; None if it is not known."""
@@ -55,25 +59,46 @@ class MemoryResults:
         names = [Checksum(name) for name in transformations]
         return {name: self._results[name] for name in names if name in self._results}
 
-    def put(self, transformation, result, metadata: _t.Optional[dict] = None) -> None:
+    def put(self, transformation, result, metadata: _t.Optional[dict] = None, again: bool = False) -> None:
         """Record a result, and with ``metadata`` how it was made; on disk on return.
 
-        Idempotent.  A result that differs from the one before replaces it and its metadata.
+        Idempotent.  The first result stays; but if it was known when the transformation ran ``again``, another one makes
+        that irreproducible, with a warning.
         """
-        self.put_many([(transformation, result, metadata)])
+        self.put_many([(transformation, result, metadata)], again)
 
-    def put_many(self, rows: _t.Iterable[Row]) -> None:
+    def put_many(self, rows: _t.Iterable[Row], again: bool = False) -> None:
         """Record all rows (transformation, result, metadata or None) in one commit."""
-        self._results.update({Checksum(name): Checksum(result) for name, result, _ in rows})
+        for name, result in [(Checksum(name), Checksum(result)) for name, result, _ in rows]:
+            before = result if name in self._irreproducible else self._results.setdefault(name, result)
+            if name in self._irreproducible or again and before != result:
+                self._irreproducible.setdefault(name, {}).update({before: None, result: None})
+                self._results.pop(name, None)
+                if before != result:
+                    warn_irreproducible(name, before, result)
 
     def forget(self, transformation) -> bool:
         """Remove everything that is recorded about the transformation; False if nothing was."""
-        return self._results.pop(Checksum(transformation), None) is not None
+        name = Checksum(transformation)
+        irreproducible = self._irreproducible.pop(name, None) is not None
+        return self._results.pop(name, None) is not None or irreproducible
+
+    def irreproducible(self, transformation) -> _t.List[Checksum]:
+        """All results of a transformation that is known to be irreproducible; none of one that is not."""
+        return list(self._irreproducible.get(Checksum(transformation), ()))
 
     def reverse(self, result) -> _t.List[str]:
         """The transformations that have this result."""
         wanted = Checksum(result)
         return [name for name, found in list(self._results.items()) if found == wanted]
+
+    def recent(self, before=None) -> _t.Optional[_t.List[_t.Tuple[_t.Any, str]]]:
+        """(mark, transformation) of what has run, the last one first: a page of those before the mark ``before``.
+
+        Irreproducible ones are at the end, perhaps more than once.  Empty: there are no more.  None: this store cannot list them.
+        """
+        names = [*self._irreproducible, *self._results][:before]
+        return [(n, names[n]) for n in range(len(names) - 1, max(-1, len(names) - 1 - PAGE), -1)]
 
     def close(self) -> None:
         """Give back what is held open."""
@@ -120,23 +145,41 @@ class ResultTable:
 
     put = MemoryResults.put
 
-    def put_many(self, rows: _t.Iterable[Row]) -> None:
+    def put_many(self, rows: _t.Iterable[Row], again: bool = False) -> None:
         checked = [(Checksum(name), Checksum(result), metadata) for name, result, metadata in rows]
 
         def insert(db):
-            for name, result, metadata in checked:
-                put_row(db, name, result, metadata)
-        self.write(insert)
+            return [(name, before, result) for name, result, metadata in checked
+                    for before in [record_row(db, name, result, metadata, again)] if before is not None]
+        for differing in self.write(insert):
+            warn_irreproducible(*differing)
 
     def forget(self, transformation) -> bool:
         name = Checksum(transformation)
-        if self.get(name) is None and not self.query('SELECT 1 FROM "meta_data" WHERE "checksum" = ?', (name,)):
+        if self.get(name) is None and not self.query('SELECT 1 FROM "meta_data" WHERE "checksum" = ?', (name,)) \
+                and not self.irreproducible(name):
             return False
-        return self.write(lambda db: forget_row(db, name))
+
+        def delete(db):
+            marked = db.execute('DELETE FROM "irreproducible_transformation" WHERE "checksum" = ?', (name,)).rowcount
+            return forget_row(db, name) or marked > 0
+        return self.write(delete)
+
+    def irreproducible(self, transformation) -> _t.List[Checksum]:
+        rows = self.query('SELECT "result" FROM "irreproducible_transformation" WHERE "checksum" = ? ORDER BY "id"',
+                          (Checksum(transformation),))
+        return [Checksum(result) for result, in rows]
 
     def reverse(self, result) -> _t.List[str]:
         rows = self.query('SELECT "checksum" FROM "transformation" WHERE "result" = ?', (Checksum(result),))
         return [name for name, in rows]     # rev_transformation may hold stale and double rows of Seamless 1.x
+
+    def recent(self, before=None) -> _t.List[_t.Tuple[_t.Any, str]]:
+        before = (1 << 63) - 1 if before is None else before
+        rows = self.query('SELECT "rowid", "checksum" FROM "transformation" WHERE "rowid" < ? ORDER BY "rowid" DESC LIMIT ?',
+                          (before, PAGE))
+        return rows or self.query('SELECT -"id", "checksum" FROM "irreproducible_transformation" WHERE "id" > ? ORDER BY "id" LIMIT ?',
+                                  (max(0, -before), PAGE))
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -305,6 +348,41 @@ def put_row(db, name: str, result: str, metadata: _t.Optional[dict]) -> None:
     if metadata is not None:            # the first record of a result stays
         text = json.dumps(metadata, separators=(",", ":"))
         db.execute('INSERT OR IGNORE INTO "meta_data" VALUES (?, ?, ?)', (name, result, text))
+
+
+def record_row(db, name: str, result: str, metadata: _t.Optional[dict], again: bool) -> _t.Optional[str]:
+    """``put_row``, unless the transformation is irreproducible: then the result is added to those it had.
+
+    If it ran ``again`` and ``result`` is another one than recorded, it is irreproducible from now on; returns the recorded one.
+    """
+    before, recorded, text = stored_row(db, name)
+    differs = before not in (None, result)
+    if differs and not again:
+        return None
+    if differs:
+        mark_row(db, name, before, text if recorded == before else None)
+    elif not db.execute('SELECT 1 FROM "irreproducible_transformation" WHERE "checksum" = ?', (name,)).fetchone():
+        put_row(db, name, result, metadata)
+        return None
+    mark_row(db, name, result, json.dumps(metadata, separators=(",", ":")) if metadata is not None else None)
+    return before if differs else None
+
+
+def mark_row(db, name: str, result: str, metadata: _t.Optional[str]) -> None:
+    """Record that ``result`` is one of several that the transformation yields, and delete its other rows."""
+    there = 'SELECT 1 FROM "irreproducible_transformation" WHERE "result" = ? AND "checksum" = ?'
+    if not db.execute(there, (result, name)).fetchone():
+        db.execute('INSERT INTO "irreproducible_transformation" ("result", "checksum", "metadata") VALUES (?, ?, ?)',
+                   (result, name, metadata or ""))
+    forget_row(db, name)
+
+
+def warn_irreproducible(name: str, before: str, result: str) -> None:
+    """Tell that a transformation yields something else than before."""
+    import logging                      # a tenth of a cached run, which has nothing to say
+    logging.getLogger(__name__).warning(
+        "transformation %s is irreproducible: its result was %s, and is %s now; both are recorded, and it will run "
+        "each time (seamless-run --undo forgets that)", name, before, result)
 
 
 def forget_row(db, name: str) -> bool:

@@ -67,6 +67,17 @@ def start(settings, names: _t.Optional[_t.Sequence[str]] = None,
     return connections
 
 
+def running(settings) -> _t.Optional[launch.Connection]:
+    """The connection to the jobserver or daskserver of ``settings``, if it runs.  Starts nothing."""
+    found: _t.Dict[str, launch.Connection] = {}
+    for name in ([] if _beside_stores(settings, settings.remote) else list(_PARTS)) + [settings.remote]:
+        connection = launch.running(_spec(settings, name, found))
+        if connection is None:
+            return None
+        found[name] = connection
+    return found[settings.remote]
+
+
 def start_again(settings) -> _t.Dict[str, launch.Connection]:
     """``start`` after a service failed; a host that cannot be reached now is waited for."""
     place = place_of(settings, settings.remote)

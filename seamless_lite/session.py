@@ -5,6 +5,7 @@
         the table of jobs in flight: the same checksum is the same job
         push: inputs that are missing in the store (small ones travel inside the job)
         executor: in this process, private workers, a jobserver or a daskserver; who executes records the result
+    a job that lacked an input: fingertip makes that again, and the job runs once more
 
 Nothing is started and nothing heavy is imported before something has to run, or the stores are on another host.
 """
@@ -18,21 +19,13 @@ from .checksum import Checksum
 from .cpus import usable_cpus
 from .errors import ConfigurationError, FunctionError, SeamlessError
 from .supply import Supply
-from .transformation import Job, Meta, Outcome, Recipe
+from .transformation import Job, Meta, Outcome, Recipe, Request
 
 #: So many results this process remembers by name; then it forgets all and asks the table again.
 KNOWN_RESULTS = 200_000
 #: The services in which a session keeps things.
 STORES = ("hashserver", "database")
 MEMORY_SPEC = {"buffers": {"directory": None, "address": None}, "results": {"file": None, "address": None}}
-
-
-class Request(_t.NamedTuple):
-    """What ``submit_many`` takes: see ``Session.run`` for what the fields mean."""
-    recipe: Recipe
-    meta: Meta = Meta()
-    buffers: _t.Mapping[Checksum, bytes] = {}
-    value: bool = True
 
 
 class Session:
@@ -66,6 +59,8 @@ class Session:
         self._remote = None
         self._connections: _t.Dict[str, _t.Any] = {}
         self._temporary: _t.Any = None
+        self._lease: _t.Any = None
+        self._mender: _t.Any = None
 
     # --- stores ---------------------------------------------------------------------------------------
 
@@ -201,9 +196,8 @@ class Session:
             return self.wait(checksum, future)
         running.append(checksum)
         try:
-            meta = meta._replace(scratch=True) if self._pure else meta
-            [inline] = self.supply.push([(recipe, buffers, files)])
-            outcome = self._executor(meta).run(Job(recipe, meta, inline), log_fd)
+            meta = self._meta(meta)
+            outcome = self._perform(recipe, meta, buffers, files, log_fd)
             self._finish(recipe, meta, outcome)
             future.set_result(outcome)
         except BaseException as exc:        # another thread may wait for the same job: it must hear of it
@@ -213,6 +207,30 @@ class Session:
             running.pop()
             self._landed(checksum)
         return outcome
+
+    def rerun(self, recipe: Recipe, meta: Meta = Meta(), log_fd: _t.Optional[int] = None) -> Outcome:
+        """Run ``recipe`` whatever is known of it, and record nothing.
+
+        The bytes of the result are in the outcome and nowhere else; those of a deep one are in the store.
+        """
+        outcome = self._perform(recipe, self._meta(meta)._replace(scratch=True, fresh=True), {}, {}, log_fd)
+        if outcome.cached:
+            raise ServiceError("the %s is of an older version and does not run again what it knows: stop it with "
+                               "seamless-service stop" % (self.settings.remote or "jobserver"))
+        return outcome
+
+    def _perform(self, recipe: Recipe, meta: Meta, buffers, files, log_fd) -> Outcome:
+        """Run it, if need be after making its inputs again."""
+        [inline] = self.supply.push([(recipe, buffers, files)])
+        outcome = self._executor(meta).run(Job(recipe, meta, inline), log_fd)
+        if not _lacks_input(outcome):
+            return outcome
+        from . import fingertip             # hardly ever needed
+        error = fingertip.mend(self, [recipe])[recipe.checksum]
+        if error is not None:
+            return Outcome.failure(error)
+        [inline] = self.supply.push([(recipe, buffers, files)])
+        return self._executor(meta).run(Job(recipe, meta, inline), log_fd)
 
     def submit(self, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Checksum, bytes] = {}, value: bool = True):
         """Like ``run``, but returns a ``concurrent.futures.Future`` of the outcome at once."""
@@ -237,29 +255,54 @@ class Session:
         try:
             inlines = self.supply.push([(recipe, buffers, {}) for recipe, _, buffers, _ in new])
             for inline in inlines:
-                recipe, meta, _, _ = new[0]
-                meta = meta._replace(scratch=True) if self._pure else meta
-                started = self._executor(meta).submit(Job(recipe, meta, inline))
+                request = new[0]._replace(meta=self._meta(new[0].meta))
+                started = self._executor(request.meta).submit(Job(request.recipe, request.meta, inline))
                 new.popleft()
-                started.add_done_callback(self._finisher(recipe, meta))
+                started.add_done_callback(self._finisher(request))
         except BaseException as exc:
             for request in new:
                 self._landed(request.recipe.checksum).set_exception(exc)
             raise
         return futures
 
-    def _finisher(self, recipe: Recipe, meta: Meta):
+    def _finisher(self, request: Request):
         """What to do when the executor's future of this job has ended."""
-        def finished(started):
-            future = self._landed(recipe.checksum)
+        def land(ended):
+            future = self._landed(request.recipe.checksum)
             try:
-                outcome = started.result()
-                self._finish(recipe, meta, outcome)
+                outcome = ended.result()
+                self._finish(request.recipe, request.meta, outcome)
             except BaseException as exc:    # it belongs to whoever waits for the future
                 future.set_exception(exc)
             else:
                 future.set_result(outcome)
+
+        def finished(started):
+            if started.exception() is None and _lacks_input(started.result()):
+                self._again(request, land)
+            else:
+                land(started)
         return finished
+
+    def _again(self, request: Request, land) -> None:
+        """Run a job once more when its inputs are made again: not in the thread that tells of outcomes."""
+        from . import fingertip
+        with self._lock:
+            if self._mender is None:
+                self._mender = fingertip.Mender(self)
+        self._mender.put(request, land)
+
+    def resubmit(self, requests: _t.Sequence[Request]) -> _t.List[_t.Any]:
+        """For ``Mender``: futures of the outcomes of jobs that are in flight already."""
+        inlines = self.supply.push([(recipe, buffers, {}) for recipe, _, buffers, _ in requests])
+        return [self._executor(meta).submit(Job(recipe, meta, inline))
+                for (recipe, meta, _, _), inline in zip(requests, inlines)]
+
+    def _meta(self, meta: Meta) -> Meta:
+        """``meta`` as the settings want it."""
+        record = meta.record or (self.nested if self.nested is not None else self.settings or meta).record
+        return meta._replace(scratch=meta.scratch or self._pure, record=record) \
+            if self._pure or record != meta.record else meta
 
     def wait(self, checksum: Checksum, future, timeout: _t.Optional[float] = None) -> Outcome:
         """Wait for a future of ``submit``."""
@@ -314,12 +357,14 @@ class Session:
         self._running = threading.local()
         self._in_flight, self._interest = {}, collections.Counter()
         self.supply.after_fork()
-        self._in_process = None
+        self._in_process = self._mender = self._lease = None
         if self._remote is not None:
             self._remote.after_fork()
 
     def close(self) -> None:
         """Give back everything that belongs to this session.  Services go on running."""
+        if self._lease is not None:
+            self._lease.end()
         with self._lock:
             executors, self._in_process, self._remote = (self._in_process, self._remote), None, None
         for executor in executors:
@@ -362,8 +407,21 @@ class Session:
         """
         return self.supply.push_buffers({}, files)
 
+    def _renew(self) -> None:
+        """Nobody shall delete what waits for its turn here, or results that may be inputs of what comes."""
+        with self._lock:
+            if self._is_far() and not self._in_flight:
+                return                      # a line that is lost must not be mended for nothing
+            jobs, names = self._in_process.unended() if self._in_process is not None else ((), [])
+            names = [*names, *self._known.values()]
+        self.store.put_many(job.recipe.buffer for job in jobs)
+        self.store.has(names)
+
     def _executor(self, meta: Meta):
-        from . import executors
+        from . import executors, leases
+        if self._lease is None:
+            self._lease = leases.Lease(self._renew)
+            self._lease.begin()
         remote = not (meta.local or self._local_only) and (
             self.nested is not None or self.workers is not None
             or self.settings is not None and self.settings.execution != "process")
@@ -387,6 +445,10 @@ class Session:
             watched = self.stores if self._is_far() else None
             private = services.PrivateJobserver(workers, self.stores_spec, watched)
             return executors.Remote(private.connect, close=private.close)
+        if self.settings.remote_clients is not None:
+            from . import jobclient1x
+            address = next(client.url for client in self.settings.remote_clients if client.service == "jobserver")
+            return executors.Remote(lambda again: jobclient1x.connect(address, self.stores), who=self._who)
         return executors.Remote(self._connect_backend, who=self._who)
 
     def _connect_backend(self, again: bool):
@@ -396,6 +458,11 @@ class Session:
         connection = self.connect().get(self.settings.remote)
         assert connection is not None       # settings and services agree on what there is
         return services.client(connection)
+
+
+def _lacks_input(outcome: Outcome) -> bool:
+    """True if the job found that an input is in no store."""
+    return outcome.error is not None and outcome.error.get("kind") == "CacheMissError"
 
 
 def _client_stores(clients) -> dict:

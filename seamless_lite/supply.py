@@ -8,6 +8,7 @@ import collections
 import io
 import itertools
 import threading
+import time
 import typing as _t
 
 from .checksum import Checksum
@@ -22,6 +23,7 @@ INLINE_TOTAL = 1 << 20
 AHEAD_BYTES, AHEAD_LARGEST, AHEAD_BUFFERS, AHEAD_FIRST = 8 << 20, 1 << 20, 1000, 1 << 19
 #: So many names are remembered; then all are forgotten, and asked for again.
 KNOWN = 200_000
+HELD_S = 600.0
 _INDEXED = ("deepcell", "deepfolder", "folder")
 
 Need = _t.Tuple[Recipe, _t.Mapping[Checksum, bytes], _t.Mapping[Checksum, str]]
@@ -42,6 +44,7 @@ class Supply:
         self._ahead: "collections.OrderedDict[Checksum, None]" = collections.OrderedDict()
         self._ahead_bytes = AHEAD_FIRST
         self._here: _t.Set[Checksum] = set()        # known to be in the store
+        self._held_s: _t.Dict[Checksum, float] = {}     # until when these, and their leaves, are sure to stay there
         self._lock = threading.Lock()
 
     def after_fork(self) -> None:
@@ -139,6 +142,7 @@ class Supply:
             leaves = self._leaves(indexed)
             missing = _missing(store, [leaf for name in leaves for leaf in leaves[name]])
             there -= {name for name in indexed if name not in leaves or not missing.isdisjoint(leaves[name])}
+        self._note_held(there)
         return there
 
     def _leaves(self, indices: _t.Iterable[Checksum]) -> _t.Dict[Checksum, _t.List[Checksum]]:
@@ -153,6 +157,7 @@ class Supply:
         if len(self._here) >= KNOWN:
             self._here = set()
         self._here.add(checksum)
+        self._note_held((checksum,))
 
     def push(self, needs: _t.Sequence[Need]) -> _t.List[_t.Dict[Checksum, bytes]]:
         """For each (recipe, buffers, files) store what is missing; returns the small buffers, which travel inside the jobs."""
@@ -175,6 +180,7 @@ class Supply:
         if large or files:
             self.push_buffers(large, files)
         self._carry_inputs(needs)
+        self._hold(needs)
         return inlines
 
     def _pack(self, needs: _t.Sequence[Need]) -> _t.List[_t.Dict[Checksum, bytes]]:
@@ -190,6 +196,28 @@ class Supply:
                 pack.update(self.get_many(leaves - set(pack)))
             packs.append(pack)
         return packs
+
+    def _hold(self, needs: _t.Sequence[Need]) -> None:
+        """Ask for inputs that are only named, and for their leaves: what was asked for is not deleted for a while (see gc.py)."""
+        from .references import index_leaves, is_deep_pin       # a hit pushes nothing
+        now_s = time.monotonic()
+        names: _t.Set[Checksum] = set()
+        deep: _t.Set[Checksum] = set()
+        for recipe, buffers, files in needs:
+            for name, (_, _, checksum) in recipe.pins.items():
+                if not (checksum is None or checksum in buffers or checksum in files or self._held_s.get(checksum, 0.0) > now_s):
+                    names.add(Checksum(checksum))
+                    if is_deep_pin(recipe, name):
+                        deep.add(Checksum(checksum))
+        if names:
+            leaves = {leaf for data in self.get_many(deep).values() for leaf in index_leaves(data)} if deep else ()
+            self.store.has(names.union(leaves))
+            self._note_held(names)
+
+    def _note_held(self, names: _t.Iterable[Checksum]) -> None:
+        if len(self._held_s) >= KNOWN:
+            self._held_s = {}
+        self._held_s.update(dict.fromkeys(names, time.monotonic() + HELD_S))
 
     def push_buffers(self, buffers: _t.Mapping[Checksum, bytes], files: _t.Mapping[Checksum, str]) -> int:
         """Store these bytes, and the content of these files, where they are missing; returns how many were.

@@ -1,4 +1,4 @@
-"""The values that travel: ``Recipe``, ``Meta``, ``Job``, ``Outcome``.
+"""The values that travel: ``Recipe``, ``Meta``, ``Request``, ``Job``, ``Outcome``.
 
 ``Recipe`` is exactly what is hashed: language, code, inputs and output.  ``Meta`` is what must not
 change the identity: environment, time limit, scratch.  A ``Job`` is both, plus the small buffers that
@@ -103,7 +103,10 @@ class Meta(_t.NamedTuple):
     object (``{"conda_environment": ...}``); ``scratch``: the result's bytes are not kept; ``local``: run in
     the calling process whatever the configuration says; ``timeout_s``: seconds that the job may run;
     ``record``: write a full execution record; ``label``: how to call the job in messages; ``children``: this
-    for the transformers among the function's globals, by name.
+    for the transformers among the function's globals, by name; ``fresh``: run although a result is known, and
+    record none; ``job_folder``: only write the command and its inputs to this new folder on the executing side;
+    ``strict``: fail rather than wait for the same job that runs with other variables or another environment;
+    ``again``: a result is recorded, whose bytes are gone.
     """
     metavars: _t.Mapping[str, str] = {}
     environment: _t.Mapping[str, object] = {}
@@ -113,6 +116,10 @@ class Meta(_t.NamedTuple):
     record: bool = False
     label: str = ""
     children: _t.Mapping[str, _t.Mapping[str, object]] = {}
+    fresh: bool = False
+    job_folder: str = ""
+    strict: bool = False
+    again: bool = False
 
     def to_dict(self) -> dict:
         """The fields that differ from their defaults."""
@@ -150,6 +157,14 @@ class Job(_t.NamedTuple):
                                 % (data["checksum"], recipe.checksum))
         return cls(recipe, Meta.from_dict(data.get("meta", {})),
                    {Checksum(cs): base64.b64decode(text) for cs, text in data.get("buffers", {}).items()})
+
+
+class Request(_t.NamedTuple):
+    """A recipe that shall be looked up or run: see ``Session.run`` for what the fields mean."""
+    recipe: Recipe
+    meta: Meta = Meta()
+    buffers: _t.Mapping[Checksum, bytes] = {}
+    value: bool = True
 
 
 class Outcome(_t.NamedTuple):

@@ -24,7 +24,7 @@ from .celltypes import DEEP
 from .errors import CorruptBufferError, JobCancelledError, JobError, SeamlessError
 from .execute import execute
 from .folder import MemoryBuffers
-from .record import cached_outcome, minimal_record
+from .record import cached_outcome, record_of
 from .stores import Stores, open_stores
 from .transformation import INLINE_BYTES, Job, Outcome, Recipe
 
@@ -42,6 +42,7 @@ class WorkerContext:
 
     def __init__(self, address: str, secret: _t.Optional[bytes], job_id: str, stores: Stores):
         self.address, self.secret, self.job_id, self.stores = address, secret, job_id, stores
+        self.record = False                 # whether full records are wanted
 
 
 _context: _t.Optional[WorkerContext] = None
@@ -65,12 +66,13 @@ def run_job(job: Job, stores: Stores, record: bool = True, log_fd: _t.Optional[i
     try:
         if cancelled is not None and cancelled.is_set():
             raise JobCancelledError("job %s was cancelled before it began" % job.checksum)
-        outcome = known_outcome(job.recipe, stores)
+        known = None if job.meta.fresh or stores.results is None else stores.results.get(job.checksum)
+        outcome = None if known is None else cached_outcome(known, job.recipe.output[1], stores.buffers)
         if outcome is None:
             outcome = _execute(job, stores, log_fd, run_dir, cancelled)
-            if record and stores.results is not None:
+            if record and stores.results is not None and not job.meta.fresh:
                 stores.results.put(job.checksum, outcome.result,
-                                   minimal_record(job.checksum, outcome.result, outcome.runtime))
+                                   record_of(job.checksum, outcome.result, outcome.runtime, "process", None), known is not None)
         return outcome
     except SeamlessError as exc:
         return Outcome.failure(exc)
@@ -83,24 +85,21 @@ def run_job(job: Job, stores: Stores, record: bool = True, log_fd: _t.Optional[i
             job.checksum, type(exc).__name__, exc, traceback.format_exc())))
 
 
-def known_outcome(recipe: Recipe, stores: Stores) -> _t.Optional[Outcome]:
-    """The outcome of an earlier run, or None; a result whose bytes are gone is none."""
-    result = stores.results.get(recipe.checksum) if stores.results is not None else None
-    return None if result is None else cached_outcome(result, recipe.output[1], stores.buffers)
-
-
 def _execute(job: Job, stores: Stores, log_fd, run_dir, cancelled) -> Outcome:
     buffers = stores.buffers
     buffers.put_many([*job.buffers.values(), job.recipe.buffer])
     # The leaves of a deep result do not travel, so they are stored even then.
     scratch = job.meta.scratch and job.recipe.output[1] not in DEEP
     store = _ScratchStore(buffers) if scratch else buffers
-    before = _usage()
+    before, started_s = _usage(), time.time()
     result = execute(job.recipe, job.meta, store, log_fd=log_fd, run_dir=run_dir, cancelled=cancelled)
     runtime = _runtime(before, _usage())
     length = store.length(result)
     if length is None:
         raise CorruptBufferError("the result %s of job %s is not in the store that took it" % (result, job.checksum))
+    if job.meta.record:
+        from .buckets import details        # few want to know so much
+        runtime["record"] = details(job, buffers, started_s, length)
     data = store.get(result) if scratch or length <= INLINE_BYTES else None
     return Outcome(result, buffer=data, runtime=runtime)
 
@@ -149,7 +148,7 @@ def _usage() -> _t.Tuple[float, float, float, int, int]:
     return time.monotonic(), times.user + times.children_user, times.system + times.children_system, own, child
 
 
-def _runtime(before, after) -> _t.Dict[str, float]:
+def _runtime(before, after) -> _t.Dict[str, _t.Any]:
     # The system keeps one peak for all children: it is this job's if this job raised it.
     peak = max(after[3], after[4] if after[4] > before[4] else 0)
     wall, user, system = (round(max(0.0, b - a), 6) for a, b in zip(before[:3], after[:3]))
@@ -230,6 +229,7 @@ class _Process:
         _context = WorkerContext(self._hello["address"], self._secret, control["id"], self._stores)
         try:
             job = Job.from_dict(json.loads(payload))
+            _context.record = job.meta.record
             # In a copy of the context: decimal and numpy keep their settings there.
             outcome = contextvars.copy_context().run(run_job, job, Stores(self._stores.buffers, None), record=False,
                                                      log_fd=2, run_dir=control["run_dir"])

@@ -75,15 +75,15 @@ def test_without_metadata_there_is_no_metadata_row(table, file):
     assert rows(file, "meta_data") == [] and len(rows(file, "rev_transformation")) == 1
 
 
-def test_the_first_record_stays_until_the_result_changes(table, file):
+def test_the_first_record_stays_and_those_of_different_results_are_kept(table, file):
     table.put(A, R, {"n": 1})
     table.put(A, R, {"n": 2})
     assert rows(file, "meta_data") == [(A, R, '{"n":1}')]
     table.put(A, S, {"n": 3})
-    assert rows(file, "meta_data") == [(A, S, '{"n":3}')]
-    assert [row[1:] for row in rows(file, "rev_transformation")] == [(S, A)]
-    table.put(A, R)
-    assert rows(file, "meta_data") == []
+    assert rows(file, "meta_data") == [(A, R, '{"n":1}')]
+    table.put(A, S, {"n": 3}, again=True)
+    assert rows(file, "meta_data") == rows(file, "rev_transformation") == rows(file, "transformation") == []
+    assert [row[1:] for row in rows(file, "irreproducible_transformation")] == [(R, A, '{"n":1}'), (S, A, '{"n":3}')]
 
 
 def test_forgetting_leaves_no_row(table, file):

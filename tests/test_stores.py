@@ -167,10 +167,25 @@ def test_a_result_comes_back(results):
     assert results.get(A) == R and results.reverse(R) == [A]
 
 
-def test_a_new_result_replaces_the_old_one(results):
+def test_the_first_of_two_results_stays_if_nothing_ran_again(results, caplog):
     results.put(A, R, {"n": 1})
+    results.put(A, S, {"n": 2})
+    assert results.get(A) == R and results.reverse(S) == results.irreproducible(A) == [] and not caplog.text
+
+
+def test_another_result_when_it_runs_again_makes_the_transformation_irreproducible(results, caplog):
+    results.put(A, R, {"n": 1})
+    results.put(A, R, again=True)
+    assert results.irreproducible(A) == []
+    results.put(A, S, again=True)
+    assert results.get(A) is None and results.reverse(R) == [] and results.reverse(S) == []
+    assert results.irreproducible(A) == [R, S]
+    assert "transformation %s is irreproducible: its result was %s, and is %s now" % (A, R, S) in caplog.text
+    results.put(A, R)
+    assert results.get(A) is None and results.irreproducible(A) == [R, S]
+    assert results.forget(A) and not results.forget(A) and results.irreproducible(A) == []
     results.put(A, S)
-    assert results.get(A) == S and results.reverse(R) == [] and results.reverse(S) == [A]
+    assert results.get(A) == S
 
 
 def test_many_results_are_recorded_together(results):
