@@ -58,6 +58,16 @@ class JobCancelledError(SeamlessError):
     exit_code = 130
 
 
+class JobWritten(SeamlessError):
+    """The job did not run: it was written to ``folder`` where it would have run, as was asked for."""
+    PREFIX = "the job was not run, but written to "
+
+    @property
+    def folder(self) -> str:
+        """An absolute path, on the executing side."""
+        return self.args[0][len(self.PREFIX):]
+
+
 class JobError(SeamlessError, RuntimeError):
     """The user's function or command failed.
 

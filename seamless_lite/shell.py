@@ -24,7 +24,7 @@ import time
 import typing as _t
 
 from .checksum import Checksum
-from .errors import ConfigurationError, DeadlineError, JobCancelledError, JobError, SeamlessError
+from .errors import ConfigurationError, DeadlineError, JobCancelledError, JobError, JobWritten, SeamlessError
 from .jobfolder import remove_folder, store_result, write_inputs
 from .processes import MARK, kill_family
 from .transformation import Meta, Recipe
@@ -51,7 +51,7 @@ def run_shell(recipe: Recipe, meta: Meta, store, *, log_fd: _t.Optional[int] = N
     Raises ``JobError`` (with ``returncode`` and ``logs``; if the command failed after it had written a file
     RESULT, ``partial`` is the checksum of that), ``DeadlineError`` after ``meta.timeout_s``,
     ``JobCancelledError``, ``CacheMissError`` for a missing input, ``ConfigurationError`` for an environment
-    that is not there.
+    that is not there; ``JobWritten`` if ``meta.job_folder`` asks for that.
     """
     pin = recipe.pins.get("code")
     if pin is None or pin[2] is None:
@@ -59,20 +59,15 @@ def run_shell(recipe: Recipe, meta: Meta, store, *, log_fd: _t.Optional[int] = N
     code = fetch(store, pin[2], "the code of the job").decode("utf-8", "surrogateescape")
     label = meta.label or _summary(code)
     header = _HEADER + _environment_header(meta.environment)
+    if meta.job_folder:
+        _write_job(recipe, meta, store, code, header, label)
     try:
         folder = tempfile.mkdtemp(prefix="seamless-bash-", dir=run_dir)
     except OSError as exc:
         raise SeamlessError("cannot make a folder for the job in %s: %s" % (run_dir or tempfile.gettempdir(),
                                                                             exc.strerror)) from None
     try:
-        try:
-            variables = write_inputs(recipe, store, folder)
-            variables.update(("META__" + name, value) for name, value in meta.metavars.items())
-            _make_target_folders(code, folder)
-            arguments = _arguments(header, code, variables, folder)
-        except OSError as exc:
-            raise JobError("the inputs of '%s' cannot be written: %s (%s)" % (
-                label, exc.strerror, exc.filename)) from None
+        arguments, variables = _furnish(recipe, meta, store, code, header, label, folder)
         command = _Command(arguments, dict(os.environ, **variables), folder, label, log_fd)
         command.run(meta.timeout_s, cancelled)
         return _result(recipe, store, os.path.join(folder, "RESULT"), command)
@@ -106,6 +101,37 @@ def _reason(returncode: int) -> str:
 
 
 # --- preparations ------------------------------------------------------------------------------------------
+
+def _furnish(recipe: Recipe, meta: Meta, store, code: str, header: str, label: str, folder: str):
+    """Write inputs and ``transform.sh`` into ``folder``; (arguments, added environment variables) of the process to start."""
+    try:
+        variables = write_inputs(recipe, store, folder)
+        variables.update(("META__" + name, value) for name, value in meta.metavars.items())
+        _make_target_folders(code, folder)
+        return _arguments(header, code, variables, folder), variables
+    except OSError as exc:
+        raise JobError("the inputs of '%s' cannot be written: %s (%s)" % (label, exc.strerror, exc.filename)) from None
+
+
+def _write_job(recipe: Recipe, meta: Meta, store, code: str, header: str, label: str) -> None:
+    """Make ``meta.job_folder``, complete or not at all.  Raises ``JobWritten``; ``JobError`` if it cannot be made."""
+    folder = os.path.abspath(os.path.expanduser(meta.job_folder))
+    aside = "%s.%s" % (folder, os.urandom(4).hex())
+    try:
+        if os.path.lexists(folder):
+            raise JobError("the job cannot be written to %s on %s: it exists already; name a new folder" % (folder, os.uname().nodename))
+        os.makedirs(aside)
+        try:
+            _furnish(recipe, meta, store, code, header, label, aside)
+            os.rename(aside, folder)
+        except BaseException:
+            remove_folder(aside)
+            raise
+    except OSError as exc:
+        raise JobError("the job cannot be written to %s on %s: %s; the folder is one where the command would run, such as ~/job"
+                       % (folder, os.uname().nodename, exc.strerror)) from None
+    raise JobWritten(JobWritten.PREFIX + folder)
+
 
 def _summary(code: str) -> str:
     """The user's command in code that ``seamless-run`` made, or the first line of other code; one line, cut."""

@@ -1,0 +1,30 @@
+"""``Meta`` as Seamless 1.x writes it into a transformation dict: the keys that are dropped before hashing.
+
+The values of variables and the environment are buffers of their own.
+"""
+import json
+import typing as _t
+
+from .celltypes import plain_dumps, plain_loads
+from .checksum import Checksum
+from .transformation import Meta
+
+
+def execution_dunders(meta: Meta, put: _t.Callable[[bytes], Checksum]) -> _t.Dict[str, object]:
+    """The keys for ``meta``; ``put`` stores a buffer."""
+    dunders: _t.Dict[str, object] = {"META__" + name: ["str", None, put(plain_dumps(value))] for name, value in meta.metavars.items()}
+    if meta.environment:
+        dunders["__env__"] = put(plain_dumps(dict(meta.environment)))
+    if meta.job_folder:
+        dunders["__meta__"] = {"write_remote_job": meta.job_folder}
+    return dunders
+
+
+def execution_meta(dunders: _t.Mapping, get: _t.Callable[[Checksum], bytes], scratch: bool) -> Meta:
+    """The reverse; other keys are passed over.  Raises what ``get`` raises, ``SeamlessError``, ``LookupError``, ``TypeError``."""
+    metavars = {key[len("META__"):]: plain_loads(get(Checksum(pin[2]))) for key, pin in dunders.items() if key.startswith("META__")}
+    environment = dunders.get("__env__") or {}
+    if isinstance(environment, str):
+        environment = plain_loads(get(Checksum(environment)))
+    return Meta(metavars={name: value if isinstance(value, str) else json.dumps(value) for name, value in metavars.items()},
+                environment=environment, scratch=scratch, job_folder=str((dunders.get("__meta__") or {}).get("write_remote_job") or ""))
