@@ -234,6 +234,24 @@ class Transformation:
                 self._error = self._outcome = self._future = None
                 self._submitted = False
 
+    def why(self):
+        """Whether this has a result, and if not, what differs from the nearest earlier run of the function: a ``Why``,
+        whose text says it.  Runs nothing; of dependencies without a result the first are explained.
+        """
+        from .why import Step, explain_last     # only who asks pays for it
+        return explain_last([Step(node, node._choose_session(), node._filled, node._buffers, node._keep, node._outcome, node._name)
+                             for node in self._walk(lambda node: True)])
+
+    def verify(self):
+        """Compute the result again, and compare it with the one that is recorded: a ``Verdict``, true if they are equal,
+        whose text says what differs.  Dependencies are found or computed; nothing that is stored is replaced.
+        Raises ``CacheMissError`` if there is no result yet, and what ``run`` raises.
+        """
+        from .verify import verify
+        if self.construct() is None:
+            raise self._error
+        return verify(self._choose_session(), self._recipe, self._meta, self._buffers)
+
     # --- what it is and how far it is -----------------------------------------------------------------
 
     @property
@@ -429,6 +447,10 @@ class Transformation:
             return False
         try:
             self._construct()
+            for name, d in self._dependencies.items():
+                if self._recipe.pins[name][2] != d.result_checksum:
+                    raise SeamlessError("transformation %s is irreproducible: it made %s, and %s when it ran again for %s" % (
+                        d._recipe.checksum, self._recipe.pins[name][2], d.result_checksum, self._name))
             forgotten = any(not d._keep and d._outcome.buffer is None for d in self._dependencies.values())
             return not (forgotten and self._session.lookup(self._recipe, self._keep) is None and self._revive())
         except SeamlessError as exc:
@@ -463,13 +485,19 @@ class Transformation:
             dependency._future.add_done_callback(lambda _: self._one_less())
         return True
 
+    def _filled(self, results: _t.Mapping["Transformation", Checksum]) -> _t.Optional[Recipe]:
+        """The recipe with these results of the dependencies; None if one is missing."""
+        if self._constructed:
+            return self._recipe
+        if not all(dependency in results for dependency in self._dependencies.values()):
+            return None
+        filled = {name: self._recipe.pins[name][:2] + (results[d],) for name, d in self._dependencies.items()}
+        return self._recipe._replace(pins={**self._recipe.pins, **filled})
+
     def _construct(self) -> None:
         with _lock:
             if not self._constructed:
-                pins = dict(self._recipe.pins)
-                for name, dependency in self._dependencies.items():
-                    pins[name] = pins[name][:2] + (dependency.result_checksum,)
-                self._recipe = self._recipe._replace(pins=pins)
+                self._recipe = self._filled({d: d.result_checksum for d in self._dependencies.values()})
                 self._constructed = True
 
     def _set(self, outcome: _t.Optional[Outcome], error: _t.Optional[BaseException] = None) -> None:

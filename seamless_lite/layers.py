@@ -12,9 +12,16 @@ log = logging.getLogger(__name__)
 
 class _Layers:
     """``top`` is written and read, ``others`` are only read, ``near`` even before ``top``; what is not a method here is one of ``top``."""
+    #: False: nothing will be written, so that ``top`` need not answer either.
+    strict = True
 
     def __init__(self, top, others: _t.Sequence = (), near: _t.Sequence = ()):
         self._top, self._layers = top, [*near, top, *others]
+
+    @property
+    def top(self):
+        """The one that is written."""
+        return self._top
 
     def __getattr__(self, name: str):
         return getattr(self._top, name)
@@ -40,7 +47,7 @@ class _Layers:
         try:
             return ask(layer)
         except SeamlessError as exc:
-            if layer is self._top:
+            if layer is self._top and self.strict:
                 raise
             log.warning("left out from now on: %s", exc)
             self._layers = [other for other in self._layers if other is not layer]
@@ -54,6 +61,9 @@ class _Layers:
 
 class LayeredBuffers(_Layers):
     """A buffer store made of others; see ``MemoryBuffers`` for what each method promises."""
+
+    def peek(self, checksum):
+        return self._first("peek", checksum)
 
     def open(self, checksum):
         return self._first("open", checksum)
@@ -102,6 +112,15 @@ class LayeredResults(_Layers):
             missing = [name for name in transformations if name not in found]
             found.update(self._ask(layer, "get_many", {}, missing))
         return found
+
+    def recent(self, before=None):
+        n, before = before or (0, None)
+        rows = None
+        for at, layer in list(enumerate(self._layers))[n:]:
+            rows, before = self._ask(layer, "recent", None, before), None
+            if rows:
+                return [((at, mark), name) for mark, name in rows]
+        return rows
 
     def reverse(self, result):
         return list(dict.fromkeys(name for layer in list(self._layers) for name in self._ask(layer, "reverse", [], result)))

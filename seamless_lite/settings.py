@@ -34,7 +34,7 @@ _WORDS = tuple(_COMMANDS) + ("inherit_from_parent", "stage")
 
 
 class RemoteClient(_t.NamedTuple):
-    """A store that somebody else started.  ``service`` is "hashserver" (it may be only a directory) or "database"."""
+    """What somebody else started.  ``service`` is "hashserver" (it may be only a directory), "database" or "jobserver"."""
     service: str
     readonly: bool
     url: Text = None
@@ -160,14 +160,17 @@ def load_settings(workdir: str, *, project: Text = None, subproject: Text = None
 # --- the environment instead of files
 
 def _from_environment(fixed, asked, cache, clients, home) -> Settings:
-    if "execution" in asked and asked["execution"].value == "remote":
-        raise ConfigurationError("execution is 'remote', but %s is set and leaves no cluster; unset it" % (
-            "SEAMLESS_CACHE" if cache else "SEAMLESS_REMOTE_CLIENTS"))
+    named = () if cache else _remote_clients(clients, home)
+    remote = "jobserver" if any(client.service == "jobserver" for client in named) else None
     chosen = {word: node.value or None for word, node in asked.items() if word not in ("queue", "cluster")}
-    settings = fixed._replace(**{"project": TOPLEVEL, **chosen})
+    settings = fixed._replace(**{"project": TOPLEVEL, "execution": "remote" if remote else "process", **chosen})
+    if settings.execution == "remote" and remote is None:
+        raise ConfigurationError("execution is 'remote', but %s" % (
+            "SEAMLESS_CACHE is set and leaves no cluster; unset it" if cache else
+            "SEAMLESS_REMOTE_CLIENTS is set and names no jobserver; add a 'jobserver' client to it, or unset it"))
     if cache:
         return _with_storage(settings, yamlfile.expand(cache, home))
-    return settings._replace(remote_clients=_remote_clients(clients, home))
+    return settings._replace(remote_clients=named, remote=remote if settings.execution == "remote" else None)
 
 
 def _remote_clients(content, home) -> _t.Tuple[RemoteClient, ...]:
@@ -178,12 +181,12 @@ def _remote_clients(content, home) -> _t.Tuple[RemoteClient, ...]:
     except ValueError as exc:
         raise ConfigurationError("%s: this is not JSON: %s" % (where, exc)) from None
     found = []
-    for group, node in read(where, root, {"database": raw, "buffer": raw}).items():
+    for group, node in read(where, root, {"database": raw, "buffer": raw, "jobserver": raw}).items():
         if not isinstance(node.value, list):
             raise node.must(group, "be a list of clients")
         found += [_remote_client(group, item, home) for item in node.value]
     if not found:
-        raise root.error("there is no client in it; add one under 'database' or 'buffer', or unset the variable")
+        raise root.error("there is no client in it; add one under 'database', 'buffer' or 'jobserver', or unset the variable")
     return tuple(found)
 
 
