@@ -6,6 +6,7 @@ Our own requests are for many rows at once:
     POST /results/get      {"transformations": [...]}            -> {"results": {transformation: result}}
     POST /results/put      {"rows": [[transformation, result, metadata or null], ...]} -> {"stored": n}, committed
     POST /results/forget   {"transformations": [...]}            -> {"forgotten": [bool, ...]}
+    POST /results/recent   {"before": mark or null}              -> {"rows": [[mark, transformation], ...]}, the last one first
 
 Answers to writes come after the commit, which concurrent requests share.
 """
@@ -33,7 +34,7 @@ UNKNOWN_KEY = "Unknown key"
 
 
 def _error(status: int, text: str) -> HttpError:
-    return HttpError(status, text, text if status == 409 else "ERROR: " + text)
+    return HttpError(status, text, "ERROR: " + text)
 
 
 class DatabaseService(Service):
@@ -48,6 +49,7 @@ class DatabaseService(Service):
         self.routes = [
             ("POST", re.compile("/results/get"), self.results_get), ("POST", re.compile("/results/put"), self.results_put),
             ("POST", re.compile("/results/forget"), self.results_forget),
+            ("POST", re.compile("/results/recent"), self.results_recent),
             ("GET", anywhere, self.get), ("PUT", anywhere, self.put)]
 
     def info(self) -> dict:
@@ -59,19 +61,27 @@ class DatabaseService(Service):
     # ---- our own requests
 
     def results_get(self, request: Request) -> dict:
-        return {"results": self._read.get_many(_list(request, "transformations"))}
+        return {"results": self._read.get_many(_list(request.json(), "transformations"))}
 
     def results_put(self, request: Request) -> dict:
         self._check_writable()
-        rows = _list(request, "rows")
+        query = request.json()
+        rows = _list(query, "rows")
         if not all(isinstance(row, list) and len(row) == 3 and isinstance(row[2], (dict, type(None))) for row in rows):
             raise HttpError(400, "a row is [transformation, result, metadata or null]")
-        self.table.put_many(rows)
+        self.table.put_many(rows, bool(query.get("again")))
         return {"stored": len(rows)}
 
     def results_forget(self, request: Request) -> dict:
         self._check_writable()
-        return {"forgotten": [self.table.forget(name) for name in _list(request, "transformations")]}
+        return {"forgotten": [self.table.forget(name) for name in _list(request.json(), "transformations")]}
+
+    def results_recent(self, request: Request) -> dict:
+        query = request.json()
+        before = query.get("before") if isinstance(query, dict) else None
+        if before is not None and not (isinstance(before, int) and abs(before) < 1 << 63):
+            raise HttpError(400, "'before' is a number or null")
+        return {"rows": self.table.recent(before)}
 
     def _check_writable(self) -> None:
         if not self.table.writable:
@@ -104,8 +114,7 @@ class DatabaseService(Service):
         return Reply("OK")
 
 
-def _list(request: Request, name: str) -> list:
-    value = request.json()
+def _list(value, name: str) -> list:
     if not isinstance(value, dict) or not isinstance(value.get(name), list):
         raise HttpError(400, "the body is a JSON object with %r, a list" % name)
     return value[name]
@@ -205,6 +214,11 @@ def _objects(*names):
     return lambda rows: [dict(zip(names, row)) for row in rows]
 
 
+def _irreproducible(rows):
+    names = ("checksum", "result", "metadata")
+    return [dict(zip(names, row), metadata=json.loads(row[2] or '""')) for row in rows]
+
+
 def _probe(rows):
     names = ("bucket_kind", "label", "bucket_checksum", "captured_at")
     return rows and {**dict(zip(names, rows[0])), "freshness_tokens": json.loads(rows[0][4])}
@@ -219,7 +233,7 @@ _READERS = {
     "transformation": (_one, 'SELECT "result" FROM "transformation" WHERE "checksum" = :checksum'),
     "rev_transformations": (_column, 'SELECT "checksum" FROM "transformation" WHERE "result" = :checksum'),
     "metadata": (_one, 'SELECT "metadata" FROM "meta_data" WHERE "checksum" = :checksum'),
-    "irreproducible": (_objects("checksum", "result", "metadata"), """
+    "irreproducible": (_irreproducible, """
         SELECT "checksum", "result", "metadata" FROM "irreproducible_transformation"
         WHERE "checksum" = :checksum AND "result" = IFNULL(:result, "result")"""),
     "bucket_probe": (_probe, """
@@ -235,8 +249,8 @@ _READERS = {
     "expression": (_one, """
         SELECT "result" FROM "expression" WHERE "input_checksum" = :checksum AND "path" = :path
         AND "celltype" = :celltype AND "target_celltype" = :target_celltype"""),
-    "rev_expression": (_objects("checksum", "path", "celltype", "target_celltype"), """
-        SELECT "input_checksum", "path", "celltype", "target_celltype" FROM "expression" WHERE "result" = :checksum""")}
+    "rev_expression": (_objects("checksum", "path", "celltype", "target_celltype", "result"), """
+        SELECT "input_checksum", "path", "celltype", "target_celltype", "result" FROM "expression" WHERE "result" = :checksum""")}
 
 
 # ---- what is written: type -> a statement with the fields of the query, or a function of the query, which checks it
@@ -274,9 +288,9 @@ def _put_irreproducible(query):
     def write(db):
         known, recorded, metadata = stored_row(db, checksum)
         if known not in (None, result):
-            raise _error(404, UNKNOWN_KEY)
+            raise _error(404, "Transformation does not have the irreproducible result")
         if recorded not in (None, result):
-            raise _error(409, "Execution record result does not match stored metadata result")
+            raise _error(409, "Stored metadata result does not match irreproducible result")
         row = (result, checksum)
         there = 'SELECT 1 FROM "irreproducible_transformation" WHERE "result" = ? AND "checksum" = ?'
         if known or not db.execute(there, row).fetchone():
@@ -337,16 +351,24 @@ class DatabaseClient(HttpClient):
 
     put = MemoryResults.put
 
-    def put_many(self, rows: _t.Iterable[Row]) -> None:
+    def put_many(self, rows: _t.Iterable[Row], again: bool = False) -> None:
         checked = [[Checksum(name), Checksum(result), metadata] for name, result, metadata in rows]
         for start in range(0, len(checked), BATCH_ROWS):
             part = checked[start:start + BATCH_ROWS]
-            if self._post("put", {"rows": part}) is None:
+            if self._post("put", {"rows": part, "again": again}) is None:
                 for row in part:
-                    self._put_one(*row)
+                    self._put_one(*row, again)
 
-    def _put_one(self, name, result, metadata) -> None:
-        """As Seamless 1.x does it; a record that is there already stays."""
+    def _put_one(self, name, result, metadata, again) -> None:
+        """As Seamless 1.x does it; a record that is there already stays.  It would replace a result that differs."""
+        before, several = self.get(name), self.irreproducible(name)
+        if before not in (None, result) and not again:
+            return
+        if before not in (None, result) or several:
+            for each in (before, result):
+                if each is not None and (each == before or each not in several):
+                    self._ask("PUT", "/", {"type": "irreproducible", "checksum": name, "result": each}, 409)
+            return
         self._ask("PUT", "/", {"type": "transformation", "checksum": name, "value": result})
         if metadata is not None:
             self._ask("PUT", "/", {"type": "metadata", "checksum": name, "result": result, "value": metadata}, 409)
@@ -361,6 +383,14 @@ class DatabaseClient(HttpClient):
     def reverse(self, result) -> _t.List[str]:
         answer = self._ask("GET", "/", {"type": "rev_transformations", "checksum": Checksum(result)}, 404)
         return [] if answer.status == 404 else list(dict.fromkeys(answer.json()))
+
+    def irreproducible(self, transformation) -> _t.List[Checksum]:
+        answer = self._ask("GET", "/", {"type": "irreproducible", "checksum": Checksum(transformation)}, 404)
+        return [] if answer.status == 404 else [self._checksum(row["result"]) for row in answer.json()]
+
+    def recent(self, before=None):
+        answer = self._post("recent", {"before": before})
+        return None if answer is None else [(mark, Checksum(name)) for mark, name in answer["rows"]]
 
     def _ask(self, method: str, target: str, query: dict, *also: int):
         answer = self.request(method, target, json=query)

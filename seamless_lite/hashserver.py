@@ -56,7 +56,9 @@ class HashService(Service):
             ("GET", re.compile("/buffer-length"), self.buffer_length),
             ("POST", re.compile("/put"), self.put_batch), ("POST", re.compile("/get"), self.get_batch)]
         if folder.writable:
-            self.routes.append(("PUT", re.compile("/promise/([0-9a-fA-F]{64})"), self.promise))
+            self.routes += [("PUT", re.compile("/promise/([0-9a-fA-F]{64})"), self.promise),
+                            ("PUT", re.compile("/(?:promise/)?([^/]+)"), _no_checksum)]
+        self.routes.append(("GET", re.compile("/([^/]+)"), _no_checksum))
 
     def info(self) -> dict:
         return {"directory": self.folder.directory, "writable": self.folder.writable}
@@ -194,13 +196,40 @@ def _unread(request: Request, status: int) -> Reply:
 
 
 def _checksums(value) -> _t.List[Checksum]:
+    if not isinstance(value, list):
+        raise _invalid("a list is wanted", ["body"], value)
     try:
-        if not isinstance(value, list):
-            raise ConfigurationError("not a list")
         return [Checksum(item) for item in value]
-    except SeamlessError as exc:
-        raise HttpError(400, "", {"message": "Invalid data", "exception": {
-            "type": "value_error", "loc": ["body"], "msg": str(exc), "input": str(value)[:200]}}) from None
+    except SeamlessError:
+        index = next(index for index, item in enumerate(value) if not _is_checksum(item))
+        raise _not_a_checksum(value[index], ["body", index]) from None
+
+
+def _is_checksum(value) -> bool:
+    try:
+        return bool(Checksum(value))
+    except SeamlessError:
+        return False
+
+
+def _no_checksum(request: Request, name: str):
+    raise _not_a_checksum(name, ["path", "checksum"])
+
+
+def _not_a_checksum(value, where: _t.List) -> HttpError:
+    """What Seamless 1.x answers."""
+    message = "Wrong length"
+    if not isinstance(value, str) or len(value) == 64:
+        try:
+            bytes.fromhex(value)
+        except (TypeError, ValueError) as exc:
+            message = str(exc)
+    return _invalid("Value error, " + message, where, value)
+
+
+def _invalid(message: str, where: _t.List, value) -> HttpError:
+    return HttpError(400, "", {"message": "Invalid data", "exception": {
+        "type": "value_error", "loc": where, "msg": message, "input": value if isinstance(value, str) else str(value)[:200]}})
 
 
 def _preferred(accepted: _t.Optional[str], forms: _t.Mapping[str, str]) -> str:
@@ -279,6 +308,8 @@ class HashserverClient(HttpClient):
         checksum = Checksum(checksum)
         answer = self._download(checksum)
         return None if answer is None else self._verified(answer.body, Checksum.of(answer.body), checksum)
+
+    peek = get
 
     def get_small(self, checksums: _t.Iterable, largest: int, total: int) -> _t.Dict[Checksum, _t.Optional[bytes]]:
         """As ``MemoryBuffers.get_small``; a batch, or what is sent at most, is bounded too."""

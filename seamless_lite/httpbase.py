@@ -423,7 +423,9 @@ def serve(service: Service, listen: Listen, *, secret: _t.Optional[bytes] = None
 
 
 def service_arguments(parser):
-    """Add the options that every service has to an ``argparse`` parser."""
+    """Add the options that every service has to an ``argparse`` parser, and what the exit codes mean."""
+    parser.epilog = ("exit codes: 0 it was idle for the time of --timeout, or was ended by SIGTERM or SIGINT; 1 it cannot start, "
+                     "for example because the port is in use; 2 wrong usage")
     add = parser.add_argument
     add("--status-file", metavar="FILE", help="a JSON file to which port and status are added; it must exist, or appear within 20 s")
     add("--socket", metavar="PATH", help="listen on this Unix socket")

@@ -90,8 +90,8 @@ class HttpClient:
                 wire.cut()
 
     def request(self, method: str, target: str, body: bytes = b"", json=None, file=None,
-                timeout_s: _t.Optional[float] = None, into=None, digest: _t.Optional[str] = None) -> Answer:
-        """Send one request, which may be repeated if the connection breaks, and read its answer.
+                timeout_s: _t.Optional[float] = None, into=None, digest: _t.Optional[str] = None, repeat: bool = True) -> Answer:
+        """Send one request, which may be repeated (``repeat``) if the connection breaks, and read its answer.
 
         The body is ``body``, ``json`` (a value) or ``file`` (a binary file that can seek, from its position to
         its end); ``digest`` is its SHA-256 if that is known.  ``timeout_s`` bounds the whole, but for mending.  A 2xx body is
@@ -108,7 +108,7 @@ class HttpClient:
         payload = Payload(body, file, digest=digest)
         start = into.tell() if into is not None else 0
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        corrected, n_closed, pauses, mends = False, self._n_closed, iter(_PAUSES_S), _MENDS if self._mend else 0
+        corrected, n_closed, pauses, mends = False, self._n_closed, iter(_PAUSES_S if repeat else ()), _MENDS if self._mend else 0
         while True:
             try:
                 return self._once(method, target, payload, kind, deadline, into)

@@ -11,10 +11,11 @@ import time
 import typing as _t
 
 from .checksum import Checksum
-from .errors import SeamlessError
+from .dunders import execution_meta
+from .errors import JobWritten, SeamlessError
 from .httpbase import HttpError, Reply, Request
 from .jobs import Asker, Jobs
-from .transformation import Job, Meta, Outcome, Recipe
+from .transformation import Job, Outcome, Recipe
 
 REPLAY_S = 10.0
 _WAIT_S = 3600.0            # then it waits again
@@ -48,6 +49,8 @@ class Compat:
         if error is None:
             return Reply(json.dumps({"result_checksum": outcome.result, "record_runtime": _runtime(outcome, ended)}),
                          headers={"Content-Type": "text/plain; charset=utf-8"})
+        if isinstance(error, JobWritten):
+            return {"remote_job_written": "__SEAMLESS_REMOTE_JOB_WRITTEN__:" + error.folder}
         if type(error).__name__ == "JobCancelledError":
             return "Transformation was canceled"
         text = _failure_text(error, outcome.logs)
@@ -67,25 +70,12 @@ class Compat:
             recipe = Recipe.from_dict(transformation)
             if recipe.checksum != Checksum(payload["tf_checksum"]):
                 raise SeamlessError("the transformation is %s, not tf_checksum" % recipe.checksum)
-            meta = Meta(self._metavars(dunders), self._environment(dunders.get("__env__")), bool(payload.get("scratch")))
+            meta = execution_meta(dunders, self._read, bool(payload.get("scratch")))
         except (SeamlessError, LookupError, TypeError, ValueError, AttributeError) as exc:
             raise HttpError(400, body="Invalid payload: %s: %s" % (type(exc).__name__, exc)) from None
         if bool(payload.get("record")) != self._record:
             raise HttpError(409, body="this jobserver was started %s record mode" % ("in" if self._record else "without"))
-        return Job(recipe, meta)
-
-    def _metavars(self, dunders: dict) -> _t.Dict[str, str]:
-        values = {}
-        for name, pin in dunders.items():
-            if name.startswith("META__"):
-                value = json.loads(self._read(pin[2]))
-                values[name[len("META__"):]] = value if isinstance(value, str) else json.dumps(value)
-        return values
-
-    def _environment(self, value) -> dict:
-        if isinstance(value, str):
-            value = json.loads(self._read(value))
-        return value or {}
+        return Job(recipe, meta._replace(record=self._record))
 
     def _read(self, checksum: str) -> bytes:
         data = self._jobs.stores.buffers.get(Checksum(checksum))

@@ -1,0 +1,5 @@
+"""Its only module."""
+
+
+def double(x):
+    return 2 * x
