@@ -77,8 +77,8 @@ class Parsed(_t.NamedTuple):
     def pipelines(self) -> _t.Tuple[_t.Tuple[int, ...], ...]:
         """The indices of the commands of each pipeline, in textual order.
 
-        Two commands share a pipeline only if nothing but ``|`` stands between them: in ``(a | b) > f``
-        a and b do, in ``(a; b) | c`` and in ``a | while b; do c; done`` no two do.
+        Two commands share a pipeline if nothing but ``|`` stands between them, or a group around one of them: in
+        ``(a | b) > f`` a and b do, in ``(a; b) | c`` all do; in ``a | while b; do c; done`` no two do.
         """
         found: _t.Dict[int, _t.List[int]] = {}
         for index, command in enumerate(self.commands):
@@ -269,13 +269,23 @@ class _Parser(Scanner):
             self.take("!")
             if self.char() in ";\n\0":                  # "time" and "!" may stand alone
                 return first, ()
+        groups: _t.List[slice] = []
+        bars = 0
         while True:
+            start, is_group = len(self.commands), self.char() == "(" or self.keyword() == "{"
             redirects = self.command(pipeline)
+            if is_group:
+                groups.append(slice(start, len(self.commands)))
             if not self.take_control("|", "|&"):
-                return first, redirects
+                break
+            bars += 1
             self.newlines()
             if self.keyword() == "!":
                 self.unexpected()
+        if bars and not self.open:                      # as in Seamless: a group in a pipeline belongs to it
+            for group in groups:
+                self.commands[group] = [command._replace(pipeline=pipeline) for command in self.commands[group]]
+        return first, redirects
 
     def command(self, pipeline: int) -> _t.Tuple[Redirect, ...]:
         """One command; returns the redirects of a compound command."""

@@ -300,7 +300,7 @@ def serialize(value, celltype: str) -> bytes:
 
 
 def deserialize(data: bytes, celltype: str):
-    """The value of a buffer.  Arrays are read-only; the leaves of an index are ``Checksum``; ``bytes`` is a ``Buffer``.
+    """The value of a buffer.  An array is read-only; the leaves of an index are ``Checksum``; ``bytes`` is a ``Buffer``.
 
     Raises ``CelltypeError`` for an unknown celltype or a buffer that does not hold one.
     """

@@ -55,6 +55,3 @@ class Checksum(str):
     def hex(self) -> str:
         """The 64 digits as a plain ``str``."""
         return str(self)
-
-    def __repr__(self):
-        return "Checksum(%r)" % str(self)

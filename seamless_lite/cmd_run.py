@@ -14,10 +14,12 @@ import typing as _t
 from . import command, outputs, program, run_options
 from .celltypes import plain_dumps
 from .checksum import Checksum
-from .confirm import confirm
-from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, SeamlessError, UsageError
-from .inputs import decompress_to, readable
+from .compressed import expand_to
+from .confirm import LIMITS, confirm, read_size
+from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, JobWritten, SeamlessError, UsageError
+from .inputs import readable
 from .progress import is_watched, size_text
+from .script import STDOUT
 from .session import Request, Session
 from .settings import load_settings
 from .transformation import Meta, Outcome, Recipe
@@ -33,14 +35,15 @@ def main(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
         arguments = parser.parse_args(options)
     except SystemExit as exc:               # --help, or a wrong option
         return exc.code if isinstance(exc.code, int) else 2
-    return program.guarded(PROGRAM, lambda: _Run(arguments, words).run(), arguments.verbose > 1)
+    return program.guarded(PROGRAM, lambda: _Run(arguments, words, argv).run(), arguments.verbose > 1)
 
 
 class _Run:
     """One invocation."""
 
-    def __init__(self, arguments, words: _t.Sequence[str]):
+    def __init__(self, arguments, words: _t.Sequence[str], argv: _t.Sequence[str] = ()):
         self.arguments = arguments
+        self.argv = argv
         self.words = words
         try:
             self.cwd = os.getcwd()
@@ -57,6 +60,13 @@ class _Run:
                         execution="process" if arguments.local else None)
         for warning in settings.warnings:
             self.say(warning)
+        if arguments.node and settings.remote != "daskserver":
+            raise UsageError("--node %s: only a daskserver places commands on nodes, and this command would not run on one; leave --node "
+                             "out, or set 'execution: remote' and 'remote: daskserver'" % arguments.node)
+        if arguments.qsubmit:
+            from .queuefile import QueueFile            # most commands are run at once
+            self.queue = QueueFile(os.environ, self.cwd)
+            self.queue.update()
         self.plan = command.build(self.words, self.command_options(), self.say)
         if arguments.no_download and not self.plan.targets:
             raise UsageError("--no-download: the command has no result file; write one with '>' or name it "
@@ -70,10 +80,12 @@ class _Run:
                 return self.undo()
             if arguments.dry:
                 return self.dry()
+            if arguments.why:
+                return self.why()
             outputs.check_appended(self.plan.targets, self.cwd)
-            return self.execute(Meta(
-                metavars=self.plan.metavars, environment=self.environment(), scratch=arguments.scratch,
-                local=arguments.local, record=settings.record, label=self.label()))
+            if arguments.qsubmit:
+                return self.submit()
+            return self.verify(self.meta()) if arguments.verify else self.execute(self.meta())
         finally:
             self.session.close()
 
@@ -91,16 +103,14 @@ class _Run:
         arguments = self.arguments
         if not self.words:
             raise UsageError("there is no command; give it after the options, or see %s --help" % PROGRAM)
-        if arguments.docker:
+        if arguments.docker and not arguments.dry:
             raise UsageError("--docker is not supported; use --conda ENV, or run docker inside the command")
-        if arguments.write_remote_job or arguments.qsubmit:
-            raise UsageError("%s is not available yet; run the command without it"
-                             % ("--qsubmit" if arguments.qsubmit else "--write-remote-job"))
-        for name in ("write_job", "upload"):
+        for name in ("write_job", "upload", "write_remote_job"):
             if getattr(arguments, name) and not arguments.dry:
                 raise UsageError("--%s needs --dry" % name.replace("_", "-"))
-        if arguments.dry and arguments.undo:
-            raise UsageError("--dry and --undo exclude each other; choose one")
+        chosen = [name for name in ("dry", "undo", "why", "verify", "qsubmit") if getattr(arguments, name)]
+        if len(chosen) > 1:
+            raise UsageError("--%s and --%s exclude each other; choose one" % (chosen[0], chosen[1]))
         if arguments.primary < 1:
             raise UsageError("--primary counts from 1, so it cannot be %d" % arguments.primary)
 
@@ -109,10 +119,18 @@ class _Run:
         fields = set(command.Options._fields) & set(vars(arguments))
         return command.Options(cwd=self.cwd, check_suffixed=not arguments.g1, check_bare=not arguments.g2,
                                search_path=os.environ.get("PATH", os.defpath),
+                               **({"maker": self.queue.maker} if arguments.qsubmit else {}),
                                **{name: getattr(arguments, name) for name in fields})
 
     def environment(self) -> _t.Dict[str, object]:
-        return {"conda_environment": self.arguments.conda} if self.arguments.conda else {}
+        arguments = self.arguments
+        return {**({"conda_environment": arguments.conda} if arguments.conda else {}),
+                **({"docker": {"name": arguments.docker}} if arguments.docker else {})}
+
+    def meta(self) -> Meta:
+        arguments = self.arguments
+        return Meta(metavars=self.plan.metavars, environment=self.environment(), scratch=arguments.scratch,
+                    local=arguments.local, record=self.session.settings.record, label=self.label())
 
     def label(self) -> str:
         return self.plan.text[:200].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -138,25 +156,76 @@ class _Run:
 
     def dry(self) -> int:
         arguments, recipe = self.arguments, self.plan.recipe
-        if arguments.upload:
-            with self.inputs() as files:
-                self.confirm_upload(files)
-                self.session.store.put_many([*self.plan.inputs.buffers.values(), recipe.buffer])
-                self.session.push_files(files)
+        if arguments.upload or arguments.write_remote_job:
+            self.upload(recipe.buffer)
         if arguments.write_job:
             self.write_job(arguments.write_job)
+        if arguments.write_remote_job:
+            return self.write_remote_job(arguments.write_remote_job)
         if arguments.upload or arguments.write_job:
             program.write_output(recipe.checksum.encode("ascii") + b"\n")
         return 0
 
+    def upload(self, *buffers: bytes) -> None:
+        """Store the inputs, and ``buffers``."""
+        settings = self.session.settings
+        if settings.buffer_directory is None and settings.remote_clients is None:
+            raise UsageError("there is nowhere to upload to: the configuration names no cluster, or one that keeps nothing; set "
+                             "SEAMLESS_CACHE, or name a cluster in seamless.profile.yaml")
+        with self.inputs() as files:
+            self.confirm_upload(files)
+            self.session.store.put_many([*self.plan.inputs.buffers.values(), *buffers])
+            self.session.push_files(files)
+
+    def submit(self) -> int:
+        """Append the command to the queue file.  Its inputs are those of now; those that queued commands make follow later."""
+        from .dunders import execution_dunders
+        arguments, plan = self.arguments, self.plan
+        if not plan.targets:
+            raise UsageError("--qsubmit: the command has no result file; write one with '>' or name it with --capture")
+        plan.check_pins()
+        self.upload()
+        recipe, earlier = plan.recipe, plan.earlier
+        if earlier is not None and (self.queue.queued(earlier.checksum) or self.session.lookup(earlier, False) is not None):
+            recipe = earlier
+        futures = {pin: maker for pin, maker in plan.futures.items() if pin in recipe.pins}
+        transformation = {**recipe.to_dict(), **execution_dunders(self.meta(), self.session.store.put)}
+        limits = {"max_download_" + name.lower(): int(read_size("SEAMLESS_MAX_DOWNLOAD_" + name, default))
+                  for name, default in zip(("FILES", "SIZE"), LIMITS["Download"])}
+        names = ("project", "stage", "queue", "node", "local")
+        self.queue.append({
+            "queue_command": "SUBMIT", "original_command": " ".join([PROGRAM, *self.argv]),
+            "transformation_checksum": recipe.checksum,
+            "pending_transformation" if futures else "transformation_dict": transformation,
+            "result_targets": {target.server: None if target.local == target.server else target.local for target in plan.targets},
+            "params": {"undo": False, "scratch": arguments.scratch, "workdir": self.cwd, "download": not arguments.no_download,
+                       "auto_confirm": "yes" if arguments.yes else "no",
+                       "capture_stdout": any(target.server == STDOUT for target in plan.targets), **limits},
+            **({"futures": futures} if futures else {}),
+            "config": {"cwd": self.cwd, **{name: getattr(arguments, name) for name in names if getattr(arguments, name)}}}, indent=2)
+        self.say("submitted to %s" % self.queue.path, 1)
+        return 0
+
+    def write_remote_job(self, folder: str) -> int:
+        """Have the executing side write the job to ``folder``: below its home folder ("~/...") or, if relative, below this one."""
+        folder = folder if folder.startswith("~") else os.path.join(self.cwd, folder)
+        outcome = self.run_job(self.meta()._replace(job_folder=folder))
+        error = outcome.exception()
+        if isinstance(error, JobWritten):
+            self.say("the job is in %s" % error.folder)
+            program.write_output(b"Transformation submitted to remote server\n")
+            return 0
+        if error is not None:
+            return self.failed(error)
+        raise SeamlessError("no job was written, because %s; forget the result with --undo first" % (
+            "the result of the command is known" if outcome.cached else "the service ran it instead, being too old for --write-remote-job"))
+
     def write_job(self, folder: str) -> None:
         """The transformation as files, in a new folder."""
-        recipe, dropped = self.plan.recipe, {}
-        for name, value in self.plan.metavars.items():
-            data = plain_dumps(value)
-            dropped["META__" + name] = ["str", None, Checksum.of(data)]
-            if self.arguments.upload:
-                self.session.store.put(data)
+        from .dunders import execution_dunders
+        recipe = self.plan.recipe
+        dropped = execution_dunders(self.meta(), self.session.store.put if self.arguments.upload else Checksum.of)
+        dropped.pop("__env__", None)
         files = {"transformation.json": recipe.buffer, "command.txt": self.plan.code.encode("utf-8")}
         if self.arguments.upload:
             files = {"transformation.json.CHECKSUM": recipe.checksum.encode("ascii")}
@@ -173,6 +242,34 @@ class _Run:
             raise UsageError("--write-job %s: it exists already; name a new folder" % folder) from None
         except OSError as exc:
             raise SeamlessError("--write-job %s: %s" % (folder, exc.strerror)) from exc
+
+    def why(self) -> int:
+        """Say whether the command would run, and why."""
+        from .why import explain                # only for those who ask
+        value = not self.arguments.no_download
+        if self.arguments.conda or self.plan.metavars:
+            self.say("--conda and the values of --metavar are not part of what names a result: they never make a command run again")
+        found = [explain(self.session, recipe, self.plan.inputs.buffers, value) for recipe in self.recipes()]
+        why = min(found, key=lambda why: (not why.hit, why.nearest is None, len(why.lines)))
+        program.write_output(_line(why))
+        return 0 if why.hit else 1
+
+    def verify(self, meta: Meta) -> int:
+        """Run the command although its result is known, and compare."""
+        from .verify import verify
+        self.plan.check_pins()
+        known = [recipe for recipe in self.recipes() if self.session.stores.results.get(recipe.checksum) is not None]
+        recipe = (known or [self.plan.recipe])[0]
+        with self.inputs() as files:
+            self.confirm_upload(files)
+            try:
+                verdict = verify(self.session, recipe, meta, self.plan.inputs.buffers, files,
+                                 sys.stderr.fileno() if sys.stderr else None)
+            except KeyboardInterrupt:
+                self.session.cancel(recipe.checksum)
+                raise
+        program.write_output(_line(verdict))
+        return 0 if verdict else 1
 
     # --- running --------------------------------------------------------------------------------------
 
@@ -237,7 +334,7 @@ class _Run:
             files = dict(files)
             for checksum in missing:
                 files[checksum] = os.path.join(folder, checksum)
-                decompress_to(packed[checksum], files[checksum], checksum)
+                expand_to(packed[checksum], files[checksum], checksum)
             yield files
 
     def failed(self, error: SeamlessError) -> int:
@@ -310,6 +407,10 @@ class _Run:
 
     def confirm(self, what: str, count: int, size: int) -> None:
         confirm(what, count, size, self.arguments.yes, self.arguments.no)
+
+
+def _line(text) -> bytes:
+    return (str(text) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _say(text: str) -> None:

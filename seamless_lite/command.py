@@ -35,7 +35,8 @@ class Options(_t.NamedTuple):
     """What the options of ``seamless-run`` say about the command.  Paths are relative to ``cwd``.
 
     ``workdir``: the root of pin names (default ``cwd``); ``mapping``: "literal", "strip" or "extension";
-    ``check_suffixed``/``check_bare``: argument rules 1 and 2; ``captures``: "SERVER[:LOCAL]" each.
+    ``check_suffixed``/``check_bare``: argument rules 1 and 2; ``captures``: "SERVER[:LOCAL]" each;
+    ``maker``: path -> what names the result of a queued command that will be there, or None.
     """
     cwd: str
     workdir: _t.Optional[str] = None
@@ -51,6 +52,7 @@ class Options(_t.NamedTuple):
     prologue: _t.Sequence[str] = ()
     primary: int = 1
     search_path: str = "/usr/bin:/bin"
+    maker: _t.Callable[[str], _t.Optional[str]] = lambda path: None
 
 
 class Plan(_t.NamedTuple):
@@ -63,6 +65,7 @@ class Plan(_t.NamedTuple):
     targets: _t.Sequence[Target]
     missed: _t.Sequence[str]            # words that name files here, but none where the command runs
     earlier: _t.Optional[Recipe] = None     # what the recipe was before the results were here, if that differs
+    futures: _t.Mapping[str, str] = {}      # pin, whose checksum is a stand-in -> what names the result that it will be
 
     def check_pins(self) -> None:
         """Raise ``SeamlessError`` if an input would lie outside the folder in which the command runs."""
@@ -139,10 +142,11 @@ class _Builder:
         self.sources: _t.Dict[str, str] = {}
         self.names: _t.Dict[str, _t.Optional[str]] = {}      # word -> pin name; None for a value
         self.edits: _t.List[_t.Tuple[int, int, str]] = []
-        self.executables: _t.Dict[str, None] = {}
+        self.executables: _t.List[_t.Tuple[int, str]] = []   # position of the word, name where the command runs
         self.typed: _t.Set[Word] = set()                     # the words that were looked at
         self.absent: _t.Set[str] = set()                     # words that count as not being files here
         self.counter = 0
+        self.futures: _t.Dict[str, str] = {}
 
     # --- words to pins --------------------------------------------------------------------------------
 
@@ -165,7 +169,7 @@ class _Builder:
                 elif program:
                     name = self.add_input(program, word.text)
                     if name is not None:
-                        self.executables[name] = None
+                        self.executables.append((word.start, name))
                     self.replace(word, name)
 
     def find_program(self, word: Word) -> _t.Optional[str]:
@@ -183,7 +187,18 @@ class _Builder:
                     inside = not os.path.dirname(path).endswith(SYSTEM_FOLDERS) and self.relative(path) is not None
                     return path if inside else ""
         path = self.locate(word)
-        return path if os.path.isfile(path) else None
+        return path if os.path.isfile(path) or self.options.maker(path) else None
+
+    def all_executables(self) -> _t.List[str]:
+        """What is made executable, in textual order and as often as it is run (as in Seamless); beyond the primary
+        pipeline these are inputs under their own name."""
+        found = list(self.executables)
+        for command in self.parsed.commands:
+            word = command.words[0] if command.words and command.words_before_redirect else None
+            if word is not None and word not in self.typed and word.literal and os.path.normpath(word.text) in self.pins \
+                    and self.find_program(word):
+                found.append((word.start, word.text))
+        return [name for _, name in sorted(found)]
 
     def find_script(self, command: Command) -> _t.Optional[Word]:
         """The local script that a word such as ``timeout`` runs: the third word of ``timeout 5 ./s.sh``."""
@@ -201,7 +216,8 @@ class _Builder:
         """An input that is run under a name with a slash in it, since it is not on PATH."""
         name = self.add_input(self.locate(word), word.text)
         if name is not None:
-            self.executables[name] = None
+            if all(name != other for _, other in self.executables):
+                self.executables.append((word.start, name))
             self.replace(word, name if "/" in name else "./" + name)
 
     def locate(self, word: Word) -> str:
@@ -209,6 +225,11 @@ class _Builder:
         if word.text.startswith("~") and not word.quoted and not os.path.exists(path):
             path = os.path.join(self.cwd, os.path.expanduser(word.text))
         return path
+
+    def wait(self, path: str) -> None:
+        """Wait for an input that another command is making now; one that is queued is only named."""
+        if not self.options.maker(path):
+            wait_for_future(path, self.say)
 
     def type_word(self, word: Word, number: int) -> _t.Optional[str]:
         """The name of the pin that ``word`` stands for; None if it is a value.  Raises ``SeamlessError``."""
@@ -222,9 +243,9 @@ class _Builder:
             if self.options.check_suffixed and (text.endswith("/") or suffix(text)):
                 raise SeamlessError("'%s' must exist" % text)
             return None
-        wait_for_future(path, self.say)
+        self.wait(path)
         name = None
-        if self.inputs.has_sidecar(path):
+        if self.inputs.has_sidecar(path) or self.options.maker(path):
             name = self.add_input(path, text)
         else:
             self.check_rules(text, path, number, word.glob)
@@ -257,7 +278,8 @@ class _Builder:
 
     def add_input(self, path: str, text: str) -> _t.Optional[str]:
         """Make the file or directory ``path`` a pin; its name, or None if there is nothing there."""
-        found = self.inputs.add(path, text)
+        maker = self.options.maker(path)
+        found = (False, Checksum.of(maker.encode("utf-8"))) if maker else self.inputs.add(path, text)
         if found is None:
             return None
         is_directory, checksum = found
@@ -275,6 +297,8 @@ class _Builder:
             raise SeamlessError("'%s' and '%s' would both be called '%s' where the command runs; choose another "
                                 "mapping of names (-ms, -mx or neither)" % (self.sources[name], text, name))
         self.sources[name] = text
+        if maker:
+            self.futures[name] = maker
         if is_directory:
             self.formats[name] = {"celltype": "deepfolder", "filesystem": {"mode": "directory", "optional": True}}
         else:
@@ -321,9 +345,10 @@ class _Builder:
         """``< file`` reads a file: it is an input, without rules."""
         for redirect in self.parsed.input_redirects():
             word = redirect.target
-            if word.literal and not _is_system(word.text) and os.path.isfile(self.locate(word)):
-                wait_for_future(self.locate(word), self.say)
-                self.replace(word, self.add_input(self.locate(word), word.text))
+            path = self.locate(word)
+            if word.literal and not _is_system(word.text) and (os.path.isfile(path) or self.options.maker(path)):
+                self.wait(path)
+                self.replace(word, self.add_input(path, word.text))
 
     def add_extra_inputs(self) -> None:
         """``-i PATH`` and the lines of ``-I FILE``."""
@@ -342,7 +367,7 @@ class _Builder:
             if not path:
                 raise UsageError("-i '' names no input: the word is empty; is a variable of your shell unset?")
             full = os.path.join(self.cwd, os.path.expanduser(path))
-            wait_for_future(full, self.say)
+            self.wait(full)
             if self.add_input(full, path) is None:
                 raise SeamlessError("the input %s does not exist" % what)
 
@@ -433,7 +458,7 @@ class _Builder:
         for name in metavars:
             if name.startswith("META__"):
                 raise UsageError("--metavar %s: the name must not begin with META__" % name)
-        code = code_text(self.command(), targets, list(self.executables), sorted(metavars))
+        code = code_text(self.command(), targets, self.all_executables(), sorted(metavars))
         check_text(code, "the command '%s'" % readable(self.text))
         data = code.encode("utf-8")
         self.inputs.buffers[Checksum.of(data)] = data
@@ -446,7 +471,8 @@ class _Builder:
             pins[name] = ("str", None, Checksum.of(data))
         output = ("result", "deepfolder" if targets else "bytes", None)
         recipe = Recipe("bash", pins, output, {"__format__": self.formats} if self.formats else {})
-        return Plan(self.text, code, recipe, metavars, self.inputs, targets, self.missed(targets))
+        return Plan(self.text, code, recipe, metavars, self.inputs, targets, self.missed(targets),
+                    futures=self.futures)
 
 
 def _check_target(server: str, what: str) -> str:

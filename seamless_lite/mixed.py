@@ -304,7 +304,7 @@ def is_binary_buffer(data: bytes) -> bool:
 
 
 def loads(data: bytes):
-    """Read what ``dumps`` wrote.  Arrays are read-only views of ``data``.
+    """Read what ``dumps`` wrote.  A single array is a read-only view of ``data``; structs, and what a composite holds, are copies.
 
     Raises ``ValueError`` with a reason if ``data`` is damaged, ``CelltypeError`` if numpy is missing.
     """
@@ -356,12 +356,9 @@ def _array(dtype, shape, data: bytes, offset: int, size: int, order: str = "C"):
         count *= length
     if count * dtype.itemsize != size or min(shape, default=0) < 0:
         raise ValueError("it is damaged (%d bytes of data for %s elements of %d bytes)" % (size, count, dtype.itemsize))
-    aligned = _aligned(dtype)
-    if aligned == dtype:
-        array = np.ndarray(shape, aligned, data, offset, order=order)
-    else:
-        array = np.ndarray(shape, dtype, data, offset, order=order).astype(aligned)
-        array.setflags(write=False)
+    array = np.ndarray(shape, dtype, data, offset, order=order)
+    if dtype.names:                         # a copy that may be written to, as in Seamless
+        array = array.astype(_aligned(dtype))
     return array if array.shape or dtype.kind == "S" else array[()]
 
 
@@ -416,7 +413,10 @@ class _Composite:
         items, shape = (form["items"], tuple(form["shape"])) if is_array else (form, ())
         if items["type"] == "string" and shape == () and items["bytesize"] == end - begin:
             return bytes_array(self.data[self.start + begin:self.start + end])
-        return _array(_form_dtype(items), shape, self.data, self.start + begin, end - begin)
+        array = _array(_form_dtype(items), shape, self.data, self.start + begin, end - begin)
+        # A copy, as in Seamless: functions write to it, 0-d stays 0-d, and without elements it has numpy's own strides,
+        # which are hashed.
+        return load_numpy().array(array) if is_array else array
 
 
 def _storage(form):

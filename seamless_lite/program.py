@@ -4,6 +4,7 @@ The exit code is that of the program; 1 for what was expected to go wrong someti
 a bug of ours, 130 when interrupted.
 """
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -23,7 +24,10 @@ def guarded(program: str, action: _t.Callable[[], int], traceback: bool = False)
     """Do ``action``; whatever goes wrong in it becomes a sentence and an exit code.  ``traceback``: show that too."""
     try:
         with _signals():
-            return action()
+            code = action()
+            if sys.stdout is not None:
+                sys.stdout.flush()          # so that what goes wrong is said here, and not when Python ends
+            return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:                 # the reader has had enough, as in "| head"
@@ -36,6 +40,11 @@ def guarded(program: str, action: _t.Callable[[], int], traceback: bool = False)
         if isinstance(exc, SeamlessError):
             say(program, exc.args[0])
             return exc.exit_code
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) and exc.filename is None:
+            say(program, "what was to be written, to standard output or a temporary file (in TMPDIR), cannot be: %s" % exc.strerror)
+            if sys.stdout is not None:
+                _drop_output()
+            return 1
         say(program, "internal error, please report it with the output of -vv: %s: %s" % (type(exc).__name__, exc))
         return 3
 

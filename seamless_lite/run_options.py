@@ -23,12 +23,14 @@ examples:
 exit codes:
   the command's own (128+N if signal N killed it); 0 also when the result came from the cache;
   1 seamless-run could not do it: a file is missing, the configuration is wrong, a service is down;
+  --why: 0 the result is known, 1 it is not; --verify: 0 the same result again, 1 another one, or none is known;
   2 an option or the command line is wrong; 3 a bug in this program; 130 interrupted (Ctrl-C)
 
 environment:
   SEAMLESS_CACHE=DIR keeps everything in DIR and reads no configuration file
   SEAMLESS_MAX_UPLOAD_FILES (400), SEAMLESS_MAX_UPLOAD_SIZE (100 MB), SEAMLESS_MAX_DOWNLOAD_FILES (2000),
-  SEAMLESS_MAX_DOWNLOAD_SIZE (500 MB): what goes over the network beyond these is asked about first"""
+  SEAMLESS_MAX_DOWNLOAD_SIZE (500 MB): what goes over the network beyond these is asked about first
+  SEAMLESS_QUEUE_FILE (.seamless-queue): the queue file of --qsubmit"""
 
 _ADD, _LIST = {"action": "store_true"}, {"action": "append", "default": []}
 
@@ -62,8 +64,10 @@ OPTIONS = {
         (("-cp", "--capture"), dict(_LIST, dest="captures", metavar="SRC[:DST]",
                                     help="bring the file or directory SRC back, as DST; an empty SRC is the output")),
         (("-nd", "--no-download"), dict(_ADD, help="write only .CHECKSUM and .INDEX files, not the results")),
-        (("--scratch",), dict(_ADD, help="do not keep the result, only its checksum")),
+        (("--scratch",), dict(_ADD, help="do not keep the result, only its checksum (result files are kept, but not brought here)")),
         (("--fingertip",), dict(_ADD, help="accepted for compatibility; has no effect")),
+        (("--verify",), dict(_ADD, help="run the command although its result is known, and print what differs; the exit code is "
+                                        "0 if nothing does, 1 if something does: then it is irreproducible, and will run each time")),
         (("--undo",), dict(_ADD, help="forget the result of this command instead of running it")),
     ),
     "where it runs": (
@@ -72,17 +76,21 @@ OPTIONS = {
         (("--stage",), dict(metavar="S[:SUB]", help="use this stage and substage of the configuration")),
         (("--conda", "--conda-env", "--conda-environment"),
          dict(dest="conda", metavar="ENV", help="run in this conda environment")),
-        (("--docker", "--docker-image"), dict(dest="docker", metavar="IMG", help="not supported")),
+        (("--docker", "--docker-image"), dict(dest="docker", metavar="IMG", help="not supported; with --dry it is recorded")),
         (("--queue",), dict(metavar="Q", help="the queue of the cluster to use (daskserver only)")),
         (("--node",), dict(metavar="NODE", help="the cluster node to run on (daskserver only)")),
     ),
-    "without running": (
+    "without running it now": (
+        (("--why",), dict(_ADD, help="print whether the command would run, and what differs from its nearest earlier run; "
+                                     "the exit code is 0 if its result is known, 1 if it would run")),
         (("--dry", "--dry-run"), dict(_ADD, dest="dry", help="only work out what would run")),
         (("-j", "--write-job"), dict(dest="write_job", metavar="DIR",
                                      help="with --dry: write the transformation to the new folder DIR")),
         (("--upload",), dict(_ADD, help="with --dry: store the inputs and the transformation")),
-        (("--write-remote-job",), dict(metavar="DIR", help="not available yet")),
-        (("--qsubmit", "--qsub"), dict(_ADD, dest="qsubmit", help="not available yet")),
+        (("--write-remote-job",), dict(metavar="DIR", help="with --dry: upload as --upload does, and have the executing side write "
+                                                        "the inputs and transform.sh to the new folder DIR there, instead of running it")),
+        (("--qsubmit", "--qsub"), dict(_ADD, dest="qsubmit", help="append the command to the queue file, for seamless-queue; it may "
+                                                                  "use what commands before it in the queue will make")),
     ),
     "messages": (
         (("-h", "--help"), dict(action="help", help="show this text and exit")),

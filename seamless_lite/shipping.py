@@ -20,7 +20,7 @@ from .processes import package_root
 from .signing import seamless_home
 
 #: Modules that only commands need, which stay here like the commands (``cmd_*``); a test compares with the imports.
-STAYS = frozenset(("__main__", "bashparse", "bashwords", "command", "commandline", "confirm", "inputs", "outputs", "program", "run_options",
+STAYS = frozenset(("__main__", "archive", "bashparse", "bashwords", "command", "commandline", "confirm", "fsck", "gc", "inputs", "outputs", "pins", "placing", "program", "queuefile", "run_options",
                    "script"))
 #: The modules of the program that runs on the host, each after those that it needs.
 AGENT = ("errors", "signing", "hostside", "conda", "hostpython", "hostsource", "leftovers", "hostagent")

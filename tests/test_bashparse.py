@@ -146,7 +146,7 @@ def test_simple_commands_at_shell_level_are_found_in_textual_order(text, expecte
 
 @pytest.mark.parametrize("text, expected", [
     ("cat a | sort | uniq", "012"), ("cat a && cat b", "0 1"), ("a; b | c", "0 12"), ("a | b; c |& d", "01 23"),
-    ("(cat a | sort) > f", "01"), ("{ cat a | sort; } > f", "01"), ("(a; b) | c", "0 1 2"), ("a | (b | c) | d", "03 12"),
+    ("(cat a | sort) > f", "01"), ("{ cat a | sort; } > f", "01"), ("(a; b) | c", "012"), ("a | (b | c) | d", "0123"), ("a | { b; c; }; d", "012 3"), ("( a | (b; c) )", "0 1 2"),
     ("a | while b; do c | d; done", "0 1 23"), ("! a |\n b", "01"), ("for f in x; do a | b; done", "01"), ("a $(b | c) | d", "01"),
 ])
 def test_pipelines_join_what_has_nothing_but_a_bar_between(text, expected):

@@ -526,8 +526,8 @@ case("remote clients are a list",
      "'key: value', indented below it",
      **clients("[]"))
 case("remote clients are none",
-     "SEAMLESS_REMOTE_CLIENTS: there is no client in it; add one under 'database' or 'buffer', or unset "
-     "the variable",
+     "SEAMLESS_REMOTE_CLIENTS: there is no client in it; add one under 'database', 'buffer' or 'jobserver', "
+     "or unset the variable",
      **clients("{}"))
 case("remote clients with a misspelt group",
      "SEAMLESS_REMOTE_CLIENTS: unknown key 'bufer' in 'SEAMLESS_REMOTE_CLIENTS': did you mean 'buffer'?",

@@ -451,15 +451,17 @@ def test_dry_runs_nothing(run, ledger):
         == Checksum.of((run.cwd / "job/transformation.json").read_bytes())
     assert sorted(os.listdir(run.cwd / "job")) == ["command.txt", "dunder.json", "transformation.json"]
     assert "exists already" in run("--dry", "-j", "job", "cat", "a.txt", code=2)[1]
+    run("--dry", "-j", "job3", "--conda", "e", "--docker", "img", "cat", "a.txt")
+    assert json.loads((run.cwd / "job3/env.json").read_bytes()) == {"conda_environment": "e", "docker": {"name": "img"}}
     out, _ = run("--dry", "--upload", "-j", "job2", "cat", "a.txt")
     assert (run.cwd / "job2/transformation.json.CHECKSUM").read_bytes() == out.strip()
 
 
 @pytest.mark.parametrize("argv, code, words", [
     ([], 2, "there is no command"), (["--nonsense", "ls"], 2, "--nonsense"), (["-i"], 2, "expected one argument"),
-    (["--docker", "x", "ls"], 2, "--docker is not supported"), (["--qsubmit", "ls"], 2, "not available yet"),
-    (["--write-remote-job", "d", "ls"], 2, "not available yet"), (["-j", "d", "ls"], 2, "--write-job needs --dry"),
-    (["--upload", "ls"], 2, "--upload needs --dry"), (["--stage", "gone", "ls"], 1, "gone"),
+    (["--docker", "x", "ls"], 2, "--docker is not supported"), (["--qsubmit", "ls"], 2, "no result file"),
+    (["--write-remote-job", "d", "ls"], 2, "--write-remote-job needs --dry"), (["-j", "d", "ls"], 2, "--write-job needs --dry"),
+    (["--upload", "ls"], 2, "--upload needs --dry"), (["--node", "n1", "ls"], 2, "only a daskserver"), (["--stage", "gone", "ls"], 1, "gone"),
     (["cat", "gone.txt"], 1, "does not exist"), (["-c", "cat 'a"], 2, "column"),
     (["--primary", "0", "ls"], 2, "primary"),
     (["--dry", "--undo", "ls"], 2, "exclude"), (["--project", "a--b", "ls"], 1, "a--b")])

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from seamless_lite import command, inputs, run_options
+from seamless_lite import command, compressed, inputs, run_options
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import SeamlessError, UsageError
 
@@ -319,7 +319,7 @@ def test_a_compressed_file_counts_as_its_content(here):
     plan = build(here, "zcat", "z.txt.gz")
     checksum = plan.recipe.pins["z.txt.gz"][2]
     assert checksum == Checksum.of(b"alpha\n") and plan.inputs.packed == {checksum: str(here / "z.txt.gz")}
-    inputs.decompress_to(str(here / "z.txt.gz"), str(here / "plain"), checksum)
+    compressed.expand_to(str(here / "z.txt.gz"), str(here / "plain"), checksum)
     assert (here / "plain").read_bytes() == b"alpha\n"
 
 
@@ -460,3 +460,15 @@ def test_options_are_complete_and_each_is_explained(capsys):
 def test_command_options_are_checked_by_type():
     with pytest.raises(UsageError):
         command.assignments(["A B=1"], "--var")
+
+
+def test_a_program_that_runs_twice_is_made_executable_twice_as_in_seamless(here):
+    assert "chmod +x 's.sh' 's.sh'\n" in build(here, "-c", "./s.sh a.txt | ./s.sh b.txt").code
+    assert "chmod +x './s.sh' './s.sh'\n" in build(here, "-i", "s.sh", "-c", "cat a.txt; ./s.sh a.txt; ./s.sh").code
+    assert "chmod" not in build(here, "-c", "cat a.txt; ./s.sh").code
+
+
+def test_words_of_a_group_in_a_pipeline_are_inputs_as_in_seamless(here):
+    assert pins(build(here, "-c", "cat a.txt | (sort; cat b.txt)")) == ["a.txt", "b.txt"]
+    assert pins(build(here, "-c", "{ cat a.txt; cat b.txt; } | sort")) == ["a.txt", "b.txt"]
+    assert pins(build(here, "-c", "(cat a.txt; cat b.txt)")) == ["a.txt"]

@@ -96,30 +96,29 @@ def test_a_record_of_something_else_is_refused(get, put, change):
 def test_records_that_contradict_are_conflicts(put):
     put("metadata", checksum=A, result=R, value=RECORD)
     assert put("metadata", checksum=A, result=R, value={**RECORD, "more": 1}) == (
-        409, "Execution record already exists with different metadata")
+        409, "ERROR: Execution record already exists with different metadata")
     other = {**RECORD, "result_checksum": S}
     assert put("metadata", checksum=A, result=S, value=other) == (
-        409, "Transformation result does not match execution record result")
+        409, "ERROR: Transformation result does not match execution record result")
     put("irreproducible", checksum=A, result=R)
-    assert put("metadata", checksum=A, result=R, value=RECORD) == (409, "Transformation already has irreproducible records")
+    assert put("metadata", checksum=A, result=R, value=RECORD) == (409, "ERROR: Transformation already has irreproducible records")
 
 
 def test_metadata_without_its_transformation_is_a_conflict_too(put, table):
     put("metadata", checksum=A, result=R, value=RECORD)
     table.write(lambda db: db.execute("DELETE FROM transformation"))
     assert put("metadata", checksum=A, result=S, value={**RECORD, "result_checksum": S}) == (
-        409, "Execution record result does not match stored metadata result")
+        409, "ERROR: Execution record result does not match stored metadata result")
     assert put("irreproducible", checksum=A, result=S)[0] == 409
 
 
 def test_an_irreproducible_result_is_moved(get, put):
     put("metadata", checksum=A, result=R, value=RECORD)
-    assert put("irreproducible", checksum=A, result=S) == UNKNOWN
+    assert put("irreproducible", checksum=A, result=S) == (404, "ERROR: Transformation does not have the irreproducible result")
     assert get("irreproducible", checksum=A) == UNKNOWN
     assert put("irreproducible", checksum=A, result=R) == OK
-    text = json.dumps(RECORD, separators=(",", ":"))
     for fields in ({}, {"result": R}):
-        assert json.loads(get("irreproducible", checksum=A, **fields)[1]) == [{"checksum": A, "result": R, "metadata": text}]
+        assert json.loads(get("irreproducible", checksum=A, **fields)[1]) == [{"checksum": A, "result": R, "metadata": RECORD}]
     assert get("irreproducible", checksum=A, result=S) == UNKNOWN
     for type, name in (("transformation", A), ("metadata", A), ("rev_transformations", R)):
         assert get(type, checksum=name) == UNKNOWN
@@ -159,7 +158,7 @@ def test_an_expression_is_put_and_got(get, put):
     assert get("expression", **fields) == (200, R)
     assert get("expression", **{**fields, "path": []}) == UNKNOWN
     [found] = json.loads(get("rev_expression", checksum=R)[1])
-    assert {**found, "path": json.loads(found["path"])} == fields
+    assert {**found, "path": json.loads(found["path"])} == {**fields, "result": R}
     assert put("expression", value=R, **{**fields, "celltype": "text"})[0] == 400
     assert put("expression", value=R, **{**fields, "path": ["x" * 100]})[0] == 400
 

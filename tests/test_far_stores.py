@@ -164,7 +164,7 @@ def test_large_arguments_are_pushed_together(far):
     far.use("buffer", "database")
     values = ["%d" % i * 100_000 for i in range(10, 30)]        # 4 MB
     assert [tf.value for tf in parallel(length(value) for value in values)] == [200_000] * 20
-    assert far.turns("buffer")[0] <= 3
+    assert far.turns("buffer")[0] <= 8, "one by one it would be 20"
 
 
 def test_a_slow_iterable_does_not_keep_what_is_there_from_beginning(far):

@@ -104,15 +104,24 @@ def test_a_damaged_buffer_is_an_error_and_then_not_there(ask, folder):
 
 
 @pytest.mark.parametrize("method, path", [
-    ("POST", "/" + CS), ("DELETE", "/" + CS), ("HEAD", "/" + CS), ("PUT", "/has"), ("DELETE", "/put")])
+    ("POST", "/" + CS), ("DELETE", "/" + CS), ("HEAD", "/" + CS), ("POST", "/has"), ("DELETE", "/put")])
 def test_other_methods_are_not_allowed(ask, method, path):
     assert ask(method, path).status == 405
 
 
 def test_other_paths_are_not_found(ask):
-    for path in ("/", "/nothing", "/" + CS + "0", "/../etc/passwd", "/" + CS + "/x"):
+    for path in ("/", "/../etc/passwd", "/" + CS + "/x"):
         answer = ask("GET", path)
         assert (answer.status, json.loads(answer.data)) == (404, {"detail": "Not Found"})
+
+
+@pytest.mark.parametrize("method, path, said", [
+    ("GET", "/nothing", "Wrong length"), ("GET", "/" + CS + "0", "Wrong length"), ("PUT", "/has", "Wrong length"),
+    ("PUT", "/promise/x", "Wrong length"), ("GET", "/g" + CS[1:], "non-hexadecimal number found in fromhex() arg at position 0")])
+def test_a_name_that_is_no_checksum_is_invalid(ask, method, path, said):
+    answer = ask(method, path)
+    assert (answer.status, json.loads(answer.data)) == (400, {"message": "Invalid data", "exception": {
+        "type": "value_error", "loc": ["path", "checksum"], "msg": "Value error, " + said, "input": path.split("/")[-1]}})
 
 
 @pytest.mark.parametrize("wanted, status, content", [
@@ -262,6 +271,7 @@ def test_a_server_for_reading_only_refuses_to_write(folder, tmp_path):
             with pytest.raises(SeamlessError, match="for reading only: start it with --writable"):
                 write()
         assert client.request("PUT", "/promise/" + CS).status == 404
+        assert client.request("PUT", "/nothing").status == 405
         assert client.get(CS) == DATA
 
 

@@ -47,7 +47,7 @@ def test_the_first_script_works(folder):
 
 
 def test_the_configurations_load(home, folder):
-    clusters, simple, far, use_far, dask, use_dask, slurm, use_slurm, stages, opened = blocks("yaml")
+    clusters, simple, far, use_far, dask, use_dask, slurm, use_slurm, stages, opened, colleague = blocks("yaml")
     (home / ".seamless").mkdir()
     (home / ".seamless/clusters.yaml").write_text(clusters)
     (folder / "seamless.yaml").write_text(simple)
@@ -67,6 +67,26 @@ def test_the_configurations_load(home, folder):
     (folder / "seamless.yaml").write_text(stages)
     assert load_settings(str(folder), environ=os.environ).execution == "process"
     assert load_settings(str(folder), stage="gpu", environ=os.environ).remote == "daskserver"
+    (home / ".seamless/clusters.yaml").write_text(colleague)
+    (folder / "seamless.yaml").write_text("- project: p\n")
+    assert load_settings(str(folder), environ=os.environ).extra("database") == ["/home/anna/seamless/results/her-project/seamless.db"]
+
+
+def test_the_family_of_commands_works_as_printed(folder):
+    commands = next(block for block in blocks("sh") if "seamless-export" in block)
+    done = run(folder, "bash", "-e", "-c", commands)
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    assert "equal" in out and (folder / "a.txt.CHECKSUM").exists() and (folder / "sorted.tar").stat().st_size > 1000
+    assert (folder / "first.txt").read_text() == "two\n" and (folder / "reverse.txt").read_text() == "two\none\n"
+
+
+def test_every_command_is_in_the_readme_and_the_readme_has_no_others():
+    from seamless_lite.__main__ import COMMANDS
+    table = README[README.index("## The commands"):README.index("```sh\nseamless-run sort -r a.txt\n")]
+    named = set(re.findall(r"`(?:seamless)?-([a-z-]+)", table)) | {"service-" + name for name in ("ps",)}
+    missing = [name for name in COMMANDS if name not in named and name.replace("service-", "", 1) not in named]
+    assert not missing, missing
 
 
 SEED_CLUSTERS = """\
@@ -120,7 +140,7 @@ def test_the_stages_of_the_users_document_load(home, folder):
     assert load_settings(str(folder), environ=os.environ).execution == "process"
 
 
-@pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "bin").iterdir()))
+@pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "bin").iterdir() if path.suffix != ".sh"))
 def test_each_program_is_installed_runs_through_a_link_and_says_how_it_is_used(program, tmp_path):
     assert "bin/" + program in (ROOT / "setup.cfg").read_text()
     (tmp_path / "link").symlink_to(ROOT / "bin" / program)
