@@ -6,23 +6,20 @@
 import io
 import os
 import re
-import stat
 import time
 import typing as _t
 
 from . import commandline, placing, program
 from .celltypes import plain_dumps
-from .checksum import CHUNK, Checksum, is_checksum
-from .cmd_upload import add_ways, check_ways
+from .checksum import Checksum, is_checksum
+from .cmd_upload import add_ways, check_ways, in_store
 from .compressed import compress, split_compression
 from .confirm import confirm
 from .durable import remove_file
 from .errors import CacheMissError, CelltypeError, ChecksumError, CorruptBufferError, SeamlessError, UsageError
-from .folder import Folder
 from .inputs import parse_index, read_checksum_file, readable
-from .outputs import Results, write_aside
+from .outputs import Results, is_special, named, write_aside
 from .progress import Progress
-from .session import Session
 from .supply import Supply
 
 PROGRAM = "seamless-download"
@@ -106,21 +103,11 @@ class _Download:
             raise UsageError("there are more --output than names; give one for each name")
         if arguments.stdout and (arguments.outputs or arguments.way):
             raise UsageError("--stdout writes no files, so --output, --copy, --hardlink and --symlink mean nothing; leave them out")
-        if not arguments.destination:
-            session = Session(commandline.settings_of(arguments), who=PROGRAM)
-            try:
-                session.store.strict = False        # of several sources some may be dead
-                return self.download(session.store)
-            finally:
-                session.close()
-        for folder in arguments.destination:
-            if not os.path.isdir(folder):
-                raise SeamlessError("--destination %s: there is no such folder" % folder)
-        first, *others = arguments.destination
-        return self.download(Folder(first, writable=False, extra_dirs=others))
+        return in_store(arguments, arguments.destination, PROGRAM, self.download, writable=False)
 
     def download(self, store) -> int:
         self.store, self.buffers = store, _Buffers(store)
+        store.strict = False                # of several sources some may be dead
         if self.arguments.way in ("hardlink", "symlink") and store.remote:
             raise UsageError("--%s needs a store that is a folder on this machine" % self.arguments.way)
         outputs = self.arguments.outputs + [None] * len(self.arguments.names)
@@ -214,15 +201,12 @@ class _Download:
 
     def print_file(self, source: _t.BinaryIO) -> None:
         if not self.suffix:
-            for piece in iter(lambda: source.read(CHUNK), b""):
-                program.write_output(piece)
-            return
+            return self.buffers.copy(source)
         import tempfile                     # slow to import, and rarely needed
         with tempfile.TemporaryFile() as packed:
             compress(source, packed, self.suffix)
             packed.seek(0)
-            for piece in iter(lambda: packed.read(CHUNK), b""):
-                program.write_output(piece)
+            self.buffers.copy(packed)
 
     def confirm(self, count: int, size: int) -> None:
         if self.store.remote or self.arguments.destination:
@@ -294,7 +278,7 @@ class _Download:
 
     def is_wanted(self, target: str, checksum: Checksum, size: _t.Optional[int]) -> bool:
         """Whether the file must be written.  Raises ``SeamlessError`` if what is there must stay and may not."""
-        if not os.path.exists(target) or _is_special(target):       # a link that dangles is replaced
+        if not os.path.exists(target) or is_special(target):       # a link that dangles is replaced
             return True
         if os.path.isdir(target):
             raise SeamlessError("'%s' is a file, but a directory of that name is here; remove it, or use --output" % target)
@@ -316,7 +300,7 @@ class _Download:
     def link(self, target: str, checksum: Checksum) -> bool:
         """Link the file, if that is asked for and can be; False if it must be copied."""
         way = self.arguments.way
-        if way not in ("hardlink", "symlink") or _is_special(target):
+        if way not in ("hardlink", "symlink") or is_special(target):
             return False
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         return self.with_sidecar(target, checksum, lambda: placing.link_out(self.store, checksum, self.suffix, target, way == "symlink"))
@@ -324,7 +308,7 @@ class _Download:
     def place(self, target: str, checksum: Checksum, source: _t.BinaryIO) -> None:
         """Write one file."""
         def write():
-            if not _is_special(target):
+            if not is_special(target):
                 os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
                 return write_aside(target, source, self.suffix)
             with open(target, "wb") as file:
@@ -335,7 +319,7 @@ class _Download:
     def with_sidecar(target: str, checksum: Checksum, write: _t.Callable[[], _t.Any]):
         """``write()``; a sidecar that names other content goes before, and is written again after it."""
         base = split_compression(target)[0]
-        stale = placing.named(base) not in (None, checksum)
+        stale = named(base) not in (None, checksum)
         if stale:
             remove_file(base + ".CHECKSUM")
         try:
@@ -357,15 +341,6 @@ class _Download:
             base = os.path.join(item.target, path)
             os.makedirs(os.path.dirname(base), exist_ok=True)
             placing.write_sidecars(base, checksum, sync=False)
-
-
-def _is_special(path: str) -> bool:
-    """True for a pipe or device, which is written to and not replaced."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _remove(path: str, top: str) -> None:

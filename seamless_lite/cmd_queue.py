@@ -7,6 +7,7 @@ Whatever is not noted as ended is run by the next queue; what had a result by th
 """
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import queue as queue_module
@@ -109,7 +110,7 @@ class _Queue:
         self.limit = MOST
         self.started: _t.Dict[int, _t.Tuple[Submission, Session, Recipe]] = {}      # by ``at``
         self.outcomes: "queue_module.SimpleQueue" = queue_module.SimpleQueue()
-        self.futures: _t.Dict[str, bytes] = {}               # .FUTURE files of what is not ended
+        self.announced: _t.Dict[int, _t.List[str]] = {}      # .FUTURE files of what is started, by ``at``
         self.touched = time.monotonic()
 
     def say(self, text: str, verbosity: int = 0) -> None:
@@ -245,14 +246,14 @@ class _Queue:
                     _print(outcome.logs)
                 self.deliver(submission, session, outcome)
         except ServiceError:                    # no fault of the command: it stays queued
-            self.unannounce(submission)
             raise
         except SeamlessError as exc:
             error = exc
-        self.unannounce(submission)
+        finally:
+            for path in self.announced.pop(at):
+                outputs.remove_file(path)
         if error is not None:
-            self.fail(submission, error.args[0], getattr(error, "logs", ""))
-            return
+            return self.fail(submission, error.args[0], getattr(error, "logs", ""))
         self.file.end(submission, outcome.result)
         self.say("job %d %s: %s" % (submission.number, "was cached" if outcome.cached else "is done", readable(submission.command)))
 
@@ -289,29 +290,24 @@ class _Queue:
                 session.cancel(recipe.checksum)
         for session in set(self.sessions.values()):
             session.close()
-        for path in self.futures:
+        for path in itertools.chain(*self.announced.values()):
             outputs.remove_file(path)
 
     # --- .FUTURE files --------------------------------------------------------------------------------
 
     def announce(self, submission: Submission, checksum: Checksum) -> None:
         """Tell commands that are run by hand to wait for the results."""
-        workdir = os.path.join(os.getcwd(), submission.params["workdir"])
-        for path, text in outputs.future_files(submission.targets, workdir, checksum).items():
+        self.announced[submission.at] = []
+        for path, text in outputs.future_files(submission.targets, submission.params["workdir"], checksum).items():
             with contextlib.suppress(OSError):              # the result will meet the same error, and tell it
                 with open(path, "wb") as file:
                     file.write(text)
-                self.futures[path] = text
-
-    def unannounce(self, submission: Submission) -> None:
-        for path in outputs.future_files(submission.targets, os.path.join(os.getcwd(), submission.params["workdir"]), submission.id):
-            if self.futures.pop(path, None) is not None:
-                outputs.remove_file(path)
+                self.announced[submission.at].append(path)
 
     def touch(self) -> None:
         if time.monotonic() - self.touched > outputs.TOUCH_S:
             self.touched = time.monotonic()
-            for path in self.futures:
+            for path in itertools.chain(*self.announced.values()):
                 with contextlib.suppress(OSError):          # somebody has removed it, and may
                     os.utime(path)
 

@@ -54,11 +54,16 @@ def _write(arguments, name: str, when_missing: _t.Callable[[_t.Any, Checksum], N
         with file:
             if arguments.output is None:
                 results.copy(file)
-                return
-            try:
-                outputs.write_aside(arguments.output, file)
-            except OSError as exc:
-                raise SeamlessError("'%s' cannot be written: %s" % (arguments.output, exc.strerror)) from exc
+            else:
+                write_to(arguments.output, file)
+
+
+def write_to(path: str, file: _t.BinaryIO) -> None:
+    """Write what ``--output`` asks for.  Raises ``SeamlessError``."""
+    try:
+        outputs.write_aside(path, file)
+    except OSError as exc:
+        raise SeamlessError("'%s' cannot be written: %s" % (path, exc.strerror)) from exc
 
 
 def _refuse(session, checksum: Checksum) -> None:

@@ -148,7 +148,11 @@ class _Run:
 
     def undo(self) -> int:
         checksum = self.plan.recipe.checksum
-        if not any([self.session.forget(recipe.checksum) for recipe in self.recipes()]):
+        forgotten = any([self.session.forget(recipe.checksum) for recipe in self.recipes()])
+        if self.session.stores.results.get(checksum) is not None:
+            _say("the result of this command stays known: it is in a store that is only read (transformation %s)" % checksum)
+            return 1
+        if not forgotten:
             _say("there is no result of this command to forget (transformation %s)" % checksum)
             return 1
         self.say("forgot the result of transformation %s" % checksum)

@@ -10,9 +10,10 @@ import shutil
 import typing as _t
 
 from . import commandline, launch, program, services
+from .clusters import Definitions
 from .confirm import ask
 from .errors import ConfigurationError, SeamlessError, ServiceError, UsageError
-from .settings import TOPLEVEL, Settings, load_settings
+from .settings import TOPLEVEL, Settings, home_of, load_settings, seamless_home
 
 SERVICES = ("hashserver", "database", "jobserver", "daskserver", "pure-daskserver")
 _SELECTORS = (("cluster", "its cluster"), ("project", "its project (SEAMLESS_CACHE: the one without a name)"), ("subproject", "its subproject"),
@@ -25,20 +26,27 @@ _STORED = {"hashserver": re.compile(r"[0-9a-f]{2}|[0-9a-f]{64}(\..+|-[0-9a-f]{8}
 
 # --- selecting ----------------------------------------------------------------------------------------------
 
-def _parser(name: str, description: str, exit_codes: str, required: bool = False):
-    parser = commandline.make_parser("seamless-service-" + name, description, exit_codes)
-    group = parser.add_argument_group("which service")
-    group.add_argument("--service", choices=SERVICES, required=required, help="its kind")
-    for option, text in _SELECTORS:
-        group.add_argument("--" + option, metavar=option.upper(), help=text)
-    group.add_argument("--mode", choices=("ro", "rw"), default="rw", help="default: rw")
-    return parser
+def _command(action: _t.Callable, description: str, exit_codes: str, required: bool = False,
+             options: _t.Mapping[str, dict] = {}) -> _t.Callable[..., int]:
+    """The program ``seamless-service-X``, where ``action`` is ``_X``; ``required``: whether it is about one kind of service."""
+    def program_of(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
+        parser = commandline.make_parser("seamless-service-" + action.__name__[1:], description, exit_codes)
+        group = parser.add_argument_group("which service")
+        group.add_argument("--service", choices=SERVICES, required=required, help="its kind")
+        for option, text in _SELECTORS:
+            group.add_argument("--" + option, metavar=option.upper(), help=text)
+        group.add_argument("--mode", choices=("ro", "rw"), default="rw", help="default: rw")
+        for option, keywords in options.items():
+            parser.add_argument(*option.split(), **keywords)
+        return commandline.run(parser, argv, action)
+    return program_of
 
 
-def _settings(arguments) -> Settings:
+def _settings(arguments, **changes: _t.Optional[str]) -> Settings:
     """What the selectors mean, with the configuration of the folder for what they leave open.  Raises ``ConfigurationError``."""
-    project = TOPLEVEL if arguments.project == "SEAMLESS_CACHE" else arguments.project
-    settings = load_settings(getattr(arguments, "workdir", None) or os.getcwd(), cluster=arguments.cluster, project=project,
+    chosen = {"cluster": arguments.cluster, "project": arguments.project, **changes}
+    project = TOPLEVEL if chosen["project"] == "SEAMLESS_CACHE" else chosen["project"]
+    settings = load_settings(getattr(arguments, "workdir", None) or os.getcwd(), cluster=chosen["cluster"], project=project,
                              subproject=arguments.subproject, stage=arguments.stage, substage=arguments.substage,
                              execution="process", environ=os.environ)
     cluster = settings.cluster
@@ -58,8 +66,10 @@ def _key(settings: Settings, arguments) -> str:
     return settings._replace(persistent=False, queue=queue).service_key("daskserver")
 
 
-def _kind(arguments) -> str:
-    return arguments.service.replace("pure-", "")
+def _find(arguments) -> _t.Tuple[Settings, str, launch.Place]:
+    """The settings that count for the one service that the selectors name, its key, and where it is."""
+    settings = _settings(arguments)
+    return settings, _key(settings, arguments), _place(settings, arguments.service.replace("pure-", ""))
 
 
 def _place(settings: Settings, service: str) -> launch.Place:
@@ -102,48 +112,30 @@ def _parts(key: str) -> _t.Optional[_t.Dict[str, _t.Optional[str]]]:
 
 # --- the commands -------------------------------------------------------------------------------------------
 
-def resolve(argv=None) -> int:
-    """``seamless-service-resolve``."""
-    parser = _parser("resolve", "Say as one line of JSON what a service is called, where it runs, and where its storage is.",
-                     "0 done; 1 the configuration is wrong", required=True)
-    parser.add_argument("--workdir", metavar="DIR", help="the folder whose configuration counts (default: this one)")
-    return commandline.run(parser, argv, _resolve)
-
-
 def _resolve(arguments) -> None:
-    settings = _settings(arguments)
-    key, place = _key(settings, arguments), _place(settings, _kind(arguments))
+    settings, key, place = _find(arguments)
     logs = [record.get("log") for record in launch.services() if record.get("key") == key] if place.ssh is None else []
     print(json.dumps({
         "service": arguments.service, "cluster": settings.cluster.name if settings.cluster is not None else None, "mode": arguments.mode,
         "project": settings.project, "subproject": settings.subproject, "stage": settings.stage, "substage": settings.substage,
         "queue": arguments.queue, "key": key, "log_path": logs[0] if logs else None, "ssh_hostname": place.ssh,
-        "workdir": _storage(settings, _kind(arguments))}, sort_keys=True))
+        "workdir": _storage(settings, arguments.service)}, sort_keys=True))
+
+
+resolve = _command(_resolve, "Say as one line of JSON what a service is called, where it runs, and where its storage is.",
+                   "0 done; 1 the configuration is wrong", True,
+                   {"--workdir": dict(metavar="DIR", help="the folder whose configuration counts (default: this one)")})
 
 
 def _storage(settings: Settings, service: str) -> _t.Optional[str]:
     return {"hashserver": settings.buffer_directory, "database": settings.database_directory}.get(service)
 
 
-def ps(argv=None) -> int:
-    """``seamless-service-ps``."""
-    parser = _parser("ps", "List services that run.", "0 done, also if there are none; 1 a host cannot be reached")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--client", action="store_true", help="those on this machine (default)")
-    where.add_argument("--server", action="store_true", help="also those on the other hosts of the cluster")
-    where.add_argument("--all-clusters", action="store_true", help="also those on the other hosts of all clusters")
-    parser.add_argument("--status", metavar="STATUS", help="only those with this status (running, starting)")
-    parser.add_argument("--persistent", action="store_true", help="also the storage on this machine, whether or not a service runs for it")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each")
-    return commandline.run(parser, argv, _ps)
-
-
 def _ps(arguments) -> int:
-    clusters = [arguments.cluster]
-    if arguments.all_clusters:
-        clusters = _cluster_names()
-    found = [_settings(_with(arguments, cluster=name, project=arguments.project or TOPLEVEL)) for name in clusters] \
-        if arguments.server or arguments.all_clusters else []
+    if arguments.client + arguments.server + arguments.all_clusters > 1:
+        raise UsageError("--client, --server and --all-clusters exclude each other; choose one")
+    clusters = _cluster_names() if arguments.all_clusters else [arguments.cluster] * arguments.server
+    found = [_settings(arguments, cluster=name, project=arguments.project or TOPLEVEL) for name in clusters]
     rows, unreachable = [], []
     for place in _places(found):
         try:
@@ -167,17 +159,19 @@ def _ps(arguments) -> int:
     return 1 if unreachable else 0
 
 
+ps = _command(_ps, "List services that run.", "0 done, also if there are none; 1 a host cannot be reached", options={
+    "--client": dict(action="store_true", help="those on this machine (default)"),
+    "--server": dict(action="store_true", help="also those on the other hosts of the cluster"),
+    "--all-clusters": dict(action="store_true", help="also those on the other hosts of all clusters"),
+    "--status": dict(metavar="STATUS", help="only those with this status (running, starting)"),
+    "--persistent": dict(action="store_true", help="also the storage on this machine, whether or not a service runs for it"),
+    "--json": dict(action="store_true", help="a line of JSON for each")})
+
+
 def _cluster_names() -> _t.List[str]:
-    from .clusters import Definitions
-    from .settings import home_of, seamless_home
     definitions = Definitions(home_of(os.environ), seamless_home(os.environ))
     definitions.read_files()
     return sorted(definitions.nodes)
-
-
-def _with(arguments, **changes):
-    import argparse
-    return argparse.Namespace(**{**vars(arguments), **changes})
 
 
 def _add_storage(arguments, rows: _t.List[dict]) -> _t.List[dict]:
@@ -225,107 +219,73 @@ def _print_table(rows: _t.Sequence[dict], persistent: bool) -> None:
         print("  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip())
 
 
-def inspect(argv=None) -> int:
-    """``seamless-service-inspect``."""
-    parser = _parser("inspect", "Print the record of a service that runs, as JSON.", "0 done; 1 it does not run", required=True)
-    return commandline.run(parser, argv, _inspect)
-
-
-def _inspect(arguments) -> int:
-    settings = _settings(arguments)
-    key, place = _key(settings, arguments), _place(settings, _kind(arguments))
+def _inspect(arguments) -> None:
+    _, key, place = _find(arguments)
     records = [record for record in launch.far(place, "services") if record.get("key") == key]
     if not records:
-        program.say("seamless-service-inspect", "no service with the key %s runs on %s" % (key, place.ssh or "this machine"))
-        return 1
+        raise SeamlessError("no service with the key %s runs on %s" % (key, place.ssh or "this machine"))
     print(json.dumps(max(records, key=lambda record: record.get("started_at") or 0), indent=2, sort_keys=True))
-    return 0
 
 
-def logs(argv=None) -> int:
-    """``seamless-service-logs``."""
-    parser = _parser("logs", "Print the end of the log of a service, also of one that is dead.", "0 done; 1 there is no log", required=True)
-    parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines (default: the last megabyte)")
-    return commandline.run(parser, argv, _logs)
+inspect = _command(_inspect, "Print the record of a service that runs, as JSON.", "0 done; 1 it does not run", True)
 
 
-def _logs(arguments) -> int:
+def _logs(arguments) -> None:
     if arguments.tail is not None and arguments.tail < 1:
         raise UsageError("--tail is %d: it takes a number of lines, from 1" % arguments.tail)
-    settings = _settings(arguments)
-    key, place = _key(settings, arguments), _place(settings, _kind(arguments))
+    _, key, place = _find(arguments)
     text = launch.far(place, "logs", which=key)
     if text is None:
-        program.say("seamless-service-logs", "there is no log of a service with the key %s on %s" % (key, place.ssh or "this machine"))
-        return 1
+        raise SeamlessError("there is no log of a service with the key %s on %s" % (key, place.ssh or "this machine"))
     program.write_output("".join(text.splitlines(True)[-(arguments.tail or 0):]).encode("utf-8"))
-    return 0
 
 
-def stop(argv=None) -> int:
-    """``seamless-service-stop``."""
-    parser = _parser("stop", "Stop services: the one of this kind, or (with --cluster and without --service) all of the cluster.",
-                     "0 done, also if none ran; 1 one cannot be stopped, or its host cannot be reached")
-    return commandline.run(parser, argv, _stop)
+logs = _command(_logs, "Print the end of the log of a service, also of one that is dead.", "0 done; 1 there is no log", True,
+                {"--tail": dict(type=int, metavar="N", help="only the last N lines (default: the last megabyte)")})
 
 
-def _stop(arguments) -> int:
+def _stop(arguments) -> None:
     if arguments.service is None and arguments.cluster is None:
         raise UsageError("say which: --service KIND, or --cluster NAME for all services of that cluster")
     if arguments.service is not None:
-        settings = _settings(arguments)
-        places, key = [_place(settings, _kind(arguments))], _key(settings, arguments)
+        _, key, *places = _find(arguments)
     else:
-        places, key = _places([_settings(_with(arguments, project=arguments.project or TOPLEVEL))]), None
+        key, places = None, _places([_settings(arguments, project=arguments.project or TOPLEVEL)])
     stopped = []
     for place in places:
         records = launch.far(place, "services")
-        records = [record for record in records if record.get("key") == key] if key else [
-            record for record, _ in _selected(arguments, records)]
-        for record in records:
+        for record in [record for record in records if record.get("key") == key] if key else [
+                record for record, _ in _selected(arguments, records)]:
             launch.far(place, "stop", which=record["name"])
-            stopped.append(record["key"])
-    for name in stopped:
-        print("%s: stopped" % name)
-    if not stopped:
-        print("%s: not running" % (key or "cluster " + arguments.cluster))
-    return 0
+            stopped.append("%s: stopped" % record["key"])
+    print("\n".join(stopped) or "%s: not running" % (key or "cluster " + arguments.cluster))
 
 
-def rm(argv=None) -> int:
-    """``seamless-service-rm``."""
-    parser = _parser("rm", "Remove the record and the logs that a service which does not run any more left behind.",
-                     "0 done, also if there was nothing; 1 the service runs", required=True)
-    parser.add_argument("--client", action="store_true", help="what is on this machine")
-    parser.add_argument("--server", action="store_true", help="what is on the host of the service (default: both)")
-    return commandline.run(parser, argv, _rm)
+stop = _command(_stop, "Stop services: the one of this kind, or (with --cluster and without --service) all of the cluster.",
+                "0 done, also if none ran; 1 one cannot be stopped, or its host cannot be reached")
 
 
 def _rm(arguments) -> None:
-    settings = _settings(arguments)
-    there = _place(settings, _kind(arguments))
+    _, key, there = _find(arguments)
     both = arguments.client == arguments.server
     places = [launch.HERE] * (both or arguments.client) + [there] * (both or arguments.server)
     for place in {place.ssh: place for place in places}.values():
-        for path in launch.far(place, "remove", which=_key(settings, arguments)):
+        for path in launch.far(place, "remove", which=key):
             print("removed %s%s" % (path, " on %s" % place.ssh if place.ssh else ""))
 
 
-def clear(argv=None) -> int:
-    """``seamless-service-clear``."""
-    parser = _parser("clear", "Delete what a hashserver (all buffers) or a database (all results) of this project and stage has stored "
-                              "on this machine.\nOther files in the folder are kept.", "0 done; 1 refused, or a service uses the storage",
-                     required=True)
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    return commandline.run(parser, argv, _clear)
+rm = _command(_rm, "Remove the record and the logs that a service which does not run any more left behind.",
+              "0 done, also if there was nothing; 1 the service runs", True, {
+                  "--client": dict(action="store_true", help="what is on this machine"),
+                  "--server": dict(action="store_true", help="what is on the host of the service (default: both)")})
 
 
 def _clear(arguments) -> None:
     service = arguments.service
     if service not in _STORED:
         raise UsageError("a %s stores nothing that could be cleared; --service is hashserver or database" % service)
-    settings = _settings(arguments)
-    place, folder = _place(settings, service), _storage(settings, service)
+    settings, _, place = _find(arguments)
+    folder = _storage(settings, service)
     if place.ssh is not None:
         raise SeamlessError("the storage %s is on %s: run seamless-service-clear there" % (folder, place.ssh))
     if folder is None:
@@ -344,3 +304,8 @@ def _clear(arguments) -> None:
     except OSError as exc:
         raise SeamlessError("%s cannot be deleted: %s" % (exc.filename or folder, exc.strerror)) from exc
     print("removed %d entries from %s" % (len(mine), folder))
+
+
+clear = _command(_clear, "Delete what a hashserver (all buffers) or a database (all results) of this project and stage has stored "
+                         "on this machine.\nOther files in the folder are kept.", "0 done; 1 refused, or a service uses the storage", True,
+                 {"-y --yes": dict(action="store_true", help="do not ask")})

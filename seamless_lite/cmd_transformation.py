@@ -6,9 +6,9 @@ import os
 import sys
 import typing as _t
 
-from . import commandline, outputs, program
+from . import commandline, program
 from .checksum import Checksum
-from .cmd_resolve import add_debug
+from .cmd_resolve import add_debug, write_to
 from .errors import CacheMissError, JobCancelledError, SeamlessError, UsageError
 from .transformation import Meta, Recipe
 
@@ -34,7 +34,7 @@ def run_transformation(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
                      "0 there is a result; 1 there is no such transformation, it failed, or cannot be run",
                      ["seamless-run --dry --upload -j job 'wc -l data.csv'", _RUN + " job/transformation.json.CHECKSUM"])
     parser.add_argument("--direct-print", action="store_true", help="show what the job prints, as it comes, on standard error")
-    parser.add_argument("--scratch", action="store_true", help="do not keep the result, only its checksum")
+    parser.add_argument("--scratch", action="store_true", help="do not keep the result, only its checksum (result files are kept)")
     parser.add_argument("--fingertip", action="store_true", help="make missing inputs again (this is done in any case)")
     parser.add_argument("--strict", action="store_true", help="fail if the same transformation is running with other dunders, instead of "
                         "waiting for its result")
@@ -68,10 +68,7 @@ def _run(arguments) -> int:
     if arguments.output is None:
         program.write_output(data)
     else:
-        try:
-            outputs.write_aside(arguments.output, io.BytesIO(data))
-        except OSError as exc:
-            raise SeamlessError("'%s' cannot be written: %s" % (arguments.output, exc.strerror)) from exc
+        write_to(arguments.output, io.BytesIO(data))
     return 0
 
 

@@ -8,7 +8,7 @@ import argparse
 import os
 import typing as _t
 
-from . import commandline, placing, program, transfer
+from . import commandline, outputs, placing, program, transfer
 from .checksum import Checksum
 from .confirm import confirm
 from .durable import remove_file
@@ -67,6 +67,20 @@ def check_ways(arguments) -> None:
         raise UsageError("--incremental needs --hardlink")
 
 
+def in_store(arguments, folders: _t.Sequence[str], who: _t.Optional[str], action: _t.Callable[[_t.Any], int], **keywords) -> int:
+    """``action(store)``, with the store of the configuration or the ``Folder`` that ``folders`` are.  Raises ``SeamlessError``."""
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise SeamlessError("--destination %s: there is no such folder; make it first" % folder)
+    if folders:
+        return action(Folder(folders[0], extra_dirs=folders[1:], **keywords))
+    session = Session(commandline.settings_of(arguments), who=who)
+    try:
+        return action(session.store)
+    finally:
+        session.close()
+
+
 class _Top(_t.NamedTuple):
     """An argument: ``base`` is the name to which ``.CHECKSUM`` is added, ``sources`` the files that it consists of."""
     path: str
@@ -74,6 +88,17 @@ class _Top(_t.NamedTuple):
     checksum: Checksum
     index: _t.Optional[bytes]
     sources: _t.List[placing.Source]
+
+    def changed(self) -> bool:
+        """True if not all files are what they were when they were read."""
+        return any(source.changed() for source in self.sources)
+
+
+def check_unchanged(changed: _t.Sequence[str]) -> None:
+    """Raise ``SeamlessError`` for arguments that changed meanwhile."""
+    if changed:
+        raise SeamlessError("'%s'%s changed during the upload, and has no new .CHECKSUM; upload it again"
+                            % (changed[0], " (and %d more)" % (len(changed) - 1) if len(changed) > 1 else ""))
 
 
 class _Upload:
@@ -89,15 +114,7 @@ class _Upload:
         check_ways(arguments)
         if arguments.move and self.way == "symlink":
             raise UsageError("--move would delete what --symlink lets the store point to; choose one")
-        if arguments.destination is None:
-            session = Session(commandline.settings_of(arguments), who=self.who)
-            try:
-                return self.upload(session.store)
-            finally:
-                session.close()
-        if not os.path.isdir(arguments.destination):
-            raise SeamlessError("--destination %s: there is no such folder; make it first" % arguments.destination)
-        return self.upload(Folder(arguments.destination))
+        return in_store(arguments, [] if arguments.destination is None else [arguments.destination], self.who, self.upload)
 
     @property
     def who(self) -> _t.Optional[str]:
@@ -126,7 +143,11 @@ class _Upload:
             confirm("Upload", len(missing), total, self.arguments.yes, self.arguments.no)
         if missing:
             self.say("upload %d files, %s" % (len(missing), size_text(total)))
-            self.store(store, buffers, files, sizes)
+            try:
+                self.store(store, buffers, files, sizes)
+            except CorruptBufferError:
+                check_unchanged([top.path for top in tops if top.changed()])
+                raise
         return self.finish(tops)
 
     # --- reading --------------------------------------------------------------------------------------
@@ -193,7 +214,8 @@ class _Upload:
             with Progress("upload", sum(sizes[source.path] for source in alone), self.who) as progress:
                 if self.way != "copy":
                     placing.link(store, alone, self.way == "symlink", self.arguments.move, lambda done: progress.add(sizes[done.path]))
-                    self.say("%d files are now shared with the store: replace them, but never write to them" % len(alone))
+                    if alone and not self.arguments.move:
+                        self.say("%d files are now shared with the store: replace them, but never write to them" % len(alone))
                 else:
                     for source in alone:
                         placing.copy_packed(store, source)
@@ -212,21 +234,21 @@ class _Upload:
 
     def finish(self, tops: _t.Sequence[_Top]) -> int:
         """Sidecars of what has not changed meanwhile; returns the exit code."""
-        changed = [top.path for top in tops if any(source.changed() for source in top.sources)]
+        changed = [top.path for top in tops if top.changed()]
         stored = [top for top in tops if top.path not in changed]
         for top in stored:
-            if placing.named(top.base) not in (None, top.checksum):
+            if outputs.named(top.base) not in (None, top.checksum):
                 self.say("%s.CHECKSUM named other content until now" % top.base, 1)
             placing.write_sidecars(top.base, top.checksum, top.index, keep_index=top.path == top.base + ".INDEX")
         for top in stored if self.arguments.move else ():
             self.remove(top)
-        if changed:
-            raise SeamlessError("'%s'%s changed during the upload, and has no .CHECKSUM; upload it again"
-                                % (changed[0], " (and %d more)" % (len(changed) - 1) if len(changed) > 1 else ""))
+        check_unchanged(changed)
         return 0
 
     def remove(self, top: _Top) -> None:
         try:
+            if os.path.islink(top.path):        # of the original, only the link is named here
+                return remove_file(top.path)
             for source in top.sources:
                 remove_file(source.path)
             if top.index is None:

@@ -4,7 +4,7 @@ Seamless 1.x asks with GET and PUT of a JSON object with a ``type``, on any path
 Our own requests are for many rows at once:
 
     POST /results/get      {"transformations": [...]}            -> {"results": {transformation: result}}
-    POST /results/put      {"rows": [[transformation, result, metadata or null], ...]} -> {"stored": n}, committed
+    POST /results/put      {"rows": [[transformation, result, metadata or null], ...], "again": bool} -> {"stored": n}, committed
     POST /results/forget   {"transformations": [...]}            -> {"forgotten": [bool, ...]}
     POST /results/recent   {"before": mark or null}              -> {"rows": [[mark, transformation], ...]}, the last one first
 

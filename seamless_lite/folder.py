@@ -190,18 +190,21 @@ class Folder:
         """
         deadline, rescued = time.monotonic() + self.lock_timeout_s, False
         while True:
-            damaged = []
+            damaged, unreadable = [], None
             for path in self._paths(checksum, suffixes):
                 try:
                     found = use(path, os.path.splitext(path)[1], checksum)
                 except MISSING:
                     continue
-                except OSError as exc:
-                    raise SeamlessError("the buffer %s cannot be read: %s" % (path, exc.strerror)) from exc
+                except OSError as exc:      # another folder may have it
+                    unreadable = unreadable or SeamlessError("the buffer %s cannot be read: %s" % (path, exc.strerror))
+                    continue
                 if found is not None and (in_use(path) or found != path):   # a path must be there still
                     return found
                 if found is None:
                     damaged.append(path)
+            if unreadable is not None:
+                raise unreadable
             if not (rescued or damaged) and self._rescue(checksum):
                 rescued = True
                 continue

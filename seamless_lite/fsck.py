@@ -20,7 +20,7 @@ import typing as _t
 from concurrent.futures import ThreadPoolExecutor
 
 from . import compressed, references
-from .checksum import CHUNK, Checksum, is_checksum
+from .checksum import Checksum, is_checksum
 from .cpus import usable_cpus
 from .durable import FOLDER_MODE, MISSING, make_folder, sync_folder
 from .errors import CacheMissError, CorruptBufferError, SeamlessError

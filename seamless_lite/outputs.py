@@ -112,7 +112,7 @@ class Results:
                 local = _local_path(target, cwd)
                 try:
                     os.makedirs(os.path.dirname(local), exist_ok=True)
-                    if _is_special(local):
+                    if is_special(local):
                         self.write_special(content, local)
                     else:
                         self.save_one(content, local, progress if download else None, say)
@@ -124,7 +124,7 @@ class Results:
         is_file = isinstance(content, str)
         index = b"" if is_file else plain_dumps(content)
         checksum = content if is_file else Checksum.of(index)
-        if _sidecar(local) != checksum:
+        if named(local) != checksum:
             remove_file(local + ".CHECKSUM")
         if download is not None:
             if is_file:
@@ -213,7 +213,7 @@ def check_appended(targets: _t.Sequence[Target], cwd: str) -> None:
     for target in targets:
         local = _local_path(target, cwd)
         if target.append and os.path.isfile(local) and os.path.getsize(local):
-            checksum = _sidecar(local)
+            checksum = named(local)
             if checksum is None or Checksum.of_file(local) != checksum:
                 raise SeamlessError("'>> %s' would replace what is in that file, since the command begins with an "
                                     "empty one; write to another file and append that yourself" % target.local)
@@ -229,7 +229,7 @@ def check_writable(path: str) -> None:
 def future_files(targets: _t.Sequence[Target], cwd: str, checksum: Checksum) -> _t.Dict[str, bytes]:
     """``LOCAL.FUTURE`` -> its content, for the results of a command that is running."""
     return {_local_path(target, cwd) + ".FUTURE": ("%s.%s\n" % (checksum, target.server)).encode("utf-8")
-            for target in targets if not _is_special(_local_path(target, cwd))}
+            for target in targets if not is_special(_local_path(target, cwd))}
 
 
 @contextlib.contextmanager
@@ -271,14 +271,15 @@ def _local_path(target: Target, cwd: str) -> str:
     return os.path.join(cwd, os.path.normpath(target.local))
 
 
-def _sidecar(local: str) -> _t.Optional[Checksum]:
+def named(local: str) -> _t.Optional[Checksum]:
+    """The checksum in ``LOCAL.CHECKSUM``; None if there is none to be read."""
     try:
         return read_checksum_file(local + ".CHECKSUM")
     except (OSError, SeamlessError):
         return None                         # none, or not one of ours
 
 
-def _is_special(path: str) -> bool:
+def is_special(path: str) -> bool:
     """True for a pipe or device."""
     try:
         mode = os.stat(path).st_mode

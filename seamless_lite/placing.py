@@ -15,7 +15,7 @@ from .compressed import split_compression
 from .durable import in_use, remove_file, set_mode, sync_folder
 from .errors import CorruptBufferError, SeamlessError
 from .inputs import Inputs, parse_index, read_checksum_file, readable
-from .outputs import aside_name, write_aside
+from .outputs import aside_name, named, write_aside
 from .storing import BUFFER_MODE
 
 LINK_TOGETHER = 1000        # linked files that are published together
@@ -174,9 +174,12 @@ def copy_packed(folder, source: Source) -> None:
 
 
 def damaged(store, checksum: Checksum) -> _t.List[str]:
-    """Where the store has something else under this name: paths, or the address of a service."""
+    """Where the store has something else under this name: paths, or the address of a service.  Raises ``SeamlessError``."""
     if is_folder(store):
-        return [path for suffix, path in store.forms(checksum).items() if not compressed.is_whole(path, suffix, checksum)]
+        try:
+            return [path for suffix, path in store.forms(checksum).items() if not compressed.is_whole(path, suffix, checksum)]
+        except OSError as exc:
+            raise SeamlessError("the stored buffer %s cannot be read: %s" % (checksum, exc.strerror)) from exc
     try:
         file = store.open(checksum)
     except CorruptBufferError:
@@ -256,11 +259,3 @@ def write_sidecars(base: str, checksum: Checksum, index: _t.Optional[bytes] = No
         write_aside(name, io.BytesIO(checksum.encode("ascii") + b"\n"), sync=sync)
     except OSError as exc:
         raise SeamlessError("%s cannot be written: %s" % (name, exc.strerror)) from exc
-
-
-def named(base: str) -> _t.Optional[Checksum]:
-    """The checksum in ``BASE.CHECKSUM``; None if there is none to be read."""
-    try:
-        return read_checksum_file(base + ".CHECKSUM")
-    except (OSError, SeamlessError):
-        return None

@@ -45,8 +45,20 @@ def guarded(program: str, action: _t.Callable[[], int], traceback: bool = False)
             if sys.stdout is not None:
                 _drop_output()
             return 1
+        if isinstance(exc, FileNotFoundError) and exc.filename is None and _is_nowhere():
+            say(program, "the current folder does not exist any more; change to another one")
+            return 1
         say(program, "internal error, please report it with the output of -vv: %s: %s" % (type(exc).__name__, exc))
         return 3
+
+
+def _is_nowhere() -> bool:
+    """True if the working folder has been removed."""
+    try:
+        os.getcwd()
+        return False
+    except FileNotFoundError:
+        return True
 
 
 def write_output(data: bytes) -> None:

@@ -64,13 +64,14 @@ class QueueFile:
 
         Goes on reading a file that was removed.
         """
-        if self._file is None:
-            try:
-                self._file = open(self.path, "rb")
-            except FileNotFoundError:
-                return []
-        self._file.seek(self._next)
-        *chunks, _ = self._file.read().split(b"\0")         # the rest is being written
+        try:
+            self._file = self._file or open(self.path, "rb")
+            self._file.seek(self._next)
+            *chunks, _ = self._file.read().split(b"\0")     # the rest is being written
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise SeamlessError("the queue file %s cannot be read: %s" % (self.path, exc.strerror)) from exc
         problems = []
         for chunk in chunks:
             for offset, record in _records(chunk):
@@ -136,17 +137,19 @@ class QueueFile:
     def maker(self, path: str) -> _t.Optional[str]:
         """"ID.SERVER" of the queued command that will make the file ``path``; None if there is none.
 
-        Raises ``SeamlessError`` if commands will make files inside the directory ``path``.
+        Raises ``SeamlessError`` if commands will make files inside the directory ``path``, or a directory that ``path`` is inside of.
         """
-        if not self.submissions:
-            return None
         path = os.path.normpath(path)
-        at = self._writers.get(path)
-        if at is None or at in self.ended:
-            inside = [place for place, at in self._writers.items() if place.startswith(path.rstrip("/") + "/") and at not in self.ended]
-            if inside and (os.path.isdir(path) or not os.path.exists(path)):
-                raise SeamlessError("the input '%s' is a directory in which a queued command will make '%s'; name the files that are "
-                                    "needed, or submit this when that command has ended" % (path, inside[0]))
+        coming = {place: at for place, at in self._writers.items() if at not in self.ended}
+        at = coming.get(path)
+        if at is None:
+            for place in coming:
+                if place.startswith(path.rstrip("/") + "/") and (os.path.isdir(path) or not os.path.exists(path)):
+                    raise SeamlessError("the input '%s' is a directory in which a queued command will make '%s'; name the files that are "
+                                        "needed, or submit this when that command has ended" % (path, place))
+                if path.startswith(place + "/"):
+                    raise SeamlessError("the input '%s' is inside '%s', which a queued command will make as a whole; make that the input, "
+                                        "or submit this when that command has ended" % (path, place))
             return None
         submission = self.submissions[at]
         server = next(target.server for target in submission.targets if self.place(submission.params, target) == path)

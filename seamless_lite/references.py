@@ -40,12 +40,6 @@ def recipe_of(data: bytes) -> _t.Optional[Recipe]:
     return recipe if all(isinstance(celltype, str) for celltype in celltypes) else None
 
 
-def refers(data: bytes) -> _t.List[Checksum]:
-    """The checksums of code and inputs, each once, if the buffer is a transformation; else none."""
-    recipe = recipe_of(data)
-    return recipe.inputs() if recipe is not None else []
-
-
 def index_leaves(data: bytes) -> _t.List[Checksum]:
     """The leaves of a deep index, each once; none if the buffer is something else."""
     if data[:1] not in (b"{", b"["):

@@ -353,9 +353,12 @@ def test_from_one_store_to_another_through_a_pipe(made, tmp_path):
 def test_a_pipe_is_written_and_a_link_followed_and_neither_is_replaced(made, tmp_path):
     words = ["--destination", str(tmp_path / "source"), made.transformation, "-q", "-o"]
     os.mkfifo(tmp_path / "pipe")
-    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE) as reader:
-        assert cmd_archive.export([*words, str(tmp_path / "pipe")]) == 0
-        assert reader.stdout.read() == made.export() and (tmp_path / "pipe").is_fifo()
+    with open(tmp_path / "read", "wb") as target, subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=target) as reader:
+        try:
+            assert cmd_archive.export([*words, str(tmp_path / "pipe")]) == 0 and (tmp_path / "pipe").is_fifo()
+            assert reader.wait(30) == 0 and (tmp_path / "read").read_bytes() == made.export()
+        finally:
+            reader.kill()
     (tmp_path / "link").symlink_to("x.tar")
     assert cmd_archive.export([*words, str(tmp_path / "link")]) == 0
     assert (tmp_path / "link").is_symlink() and (tmp_path / "x.tar").read_bytes() == made.export()

@@ -323,3 +323,29 @@ def test_what_the_real_one_uploads_ours_downloads_and_the_reverse(here):
             run(down("download"), target, "t", "plain", "z", "s")
             expected = {"x": b"x\n", "sub/y": b"y\n", ".h": b"h"}
             assert tree(target / "t") == expected and [(target / name).read_bytes() for name in ("plain", "z", "s")] == [b"plain", b"zipped\n", b"s"]
+
+
+@pytest.mark.parametrize("index, sentence", [({"a": sha(b"1\n"), "a/b": sha(b"1\n")}, "names 'a' as a file and as a directory"),
+                                             ({"\ud800": sha(b"1\n")}, "is not UTF-8"), ({"a\0b": sha(b"1\n")}, r"'a\x00b'")])
+def test_an_index_that_cannot_be_a_directory_is_refused_before_anything_is_written(index, sentence, capfd):
+    pathlib.Path("h.INDEX").write_text(json.dumps(index))
+    assert download("h") == 1 and not os.path.lexists("h")
+    assert sentence in capfd.readouterr().err
+
+
+def test_a_link_that_dangles_is_replaced(here):
+    (here / "a.txt").symlink_to("nowhere")
+    assert download("a.txt") == 0 and (here / "a.txt").read_bytes() == b"alpha\n" and not os.path.lexists("nowhere")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_what_cannot_be_written_is_named_as_the_user_calls_it(here, capfd):
+    assert download("-o", "/dev/full", "a.txt") == 1 and "'/dev/full' cannot be written: No space" in capfd.readouterr().err
+    (here / "file").write_bytes(b"")
+    assert download("-o", "file/x", "a.txt") == 1 and "'file/x' cannot be written" in capfd.readouterr().err
+
+
+def test_a_source_that_is_dead_does_not_matter_even_if_it_is_the_one_to_write_to(server, monkeypatch, capfd):
+    monkeypatch.setenv("SEAMLESS_REMOTE_CLIENTS", json.dumps({"buffer": [
+        {"remote_url": "http://127.0.0.1:9", "readonly": False}, {"remote_url": server.address}]}))
+    assert cmd_download.main(["a.txt"]) == 0

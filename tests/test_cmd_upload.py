@@ -269,3 +269,82 @@ def test_two_uploads_at_once_agree(here):
     for thread in threads:
         thread.join(30)
     assert codes == [0, 0, 0] and not [path for path in pathlib.Path(".").rglob("*-????????")]
+
+
+@pytest.mark.parametrize("words", [(), ("--dest-skip",), ("--dest-verify",), ("--hardlink",)])
+def test_what_the_store_only_points_to_is_stored_before_it_is_moved(here, words):
+    assert upload("--symlink", "a.txt", "d", "z.txt.gz") == 0 and stored(b"alpha\n").is_symlink()
+    assert upload("--move", *words, "a.txt", "d", "z.txt.gz") == 0
+    assert not (here / "a.txt").exists() and not (here / "d").exists()
+    assert [Folder("buffers").get(sha(data)) for data in (b"alpha\n", b"1\n", b"zipped\n")] == [b"alpha\n", b"1\n", b"zipped\n"]
+
+
+def test_a_damaged_buffer_is_repaired_before_the_original_goes(here):
+    assert upload("a.txt") == 0
+    stored(b"alpha\n").chmod(0o644)
+    stored(b"alpha\n").write_bytes(b"alphx\n")
+    assert upload("--move", "a.txt") == 0
+    assert not (here / "a.txt").exists() and Folder("buffers").get(sha(b"alpha\n")) == b"alpha\n"
+
+
+def test_the_store_itself_is_not_uploaded(here, capfd):
+    assert upload("a.txt") == 0
+    assert upload("--move", str(stored(b"alpha\n"))) == upload("--move", str(stored(b"alpha\n").parent)) == 1
+    assert stored(b"alpha\n").exists() and "is a part of the store" in capfd.readouterr().err
+    (here / "link").symlink_to(stored(b"alpha\n").absolute())              # as seamless-download --symlink makes it
+    assert upload("--move", "link") == 0 and stored(b"alpha\n").exists() and not (here / "link").is_symlink()
+
+
+def test_links_that_lead_nowhere_are_left_out(here):
+    for name, target in (("dangling", "nowhere"), ("loop", "loop"), ("through-a-file", "one/x")):
+        (here / "d" / name).symlink_to(target)
+    assert upload("d") == 0
+    assert sorted(json.loads((here / "d.INDEX").read_bytes())) == ["one", "sub/two"]
+
+
+def test_a_file_that_changes_while_it_is_stored_is_named(here, monkeypatch, capfd):
+    push = cmd_upload.transfer.push
+
+    def write_before(*arguments, **keywords):
+        (here / "d" / "one").write_bytes(b"changed\n")
+        return push(*arguments, **keywords)
+    monkeypatch.setattr(cmd_upload.transfer, "push", write_before)
+    assert upload("d") == 1
+    assert "'d' changed during the upload" in capfd.readouterr().err and not (here / "d.CHECKSUM").exists()
+
+
+def test_a_server_that_keeps_its_damage_is_not_said_to_be_repaired(here, server, monkeypatch, capfd):
+    assert cmd_upload.main(["a.txt"]) == 0
+    name = sha(b"alpha\n")
+    path = pathlib.Path(server.directory, name[:2], name)
+    path.chmod(0o644)
+    path.write_bytes(b"alphx\n")
+    monkeypatch.setattr(Folder, "_set_aside", lambda self, path, checksum: None)        # as the server of Seamless 1.x does
+    assert cmd_upload.main(["--dest-repair", "a.txt"]) == 1
+    assert "keeps its damaged buffer" in capfd.readouterr().err
+
+
+def test_a_working_folder_that_is_gone_gets_a_sentence(here, monkeypatch, capfd):
+    (here / "gone").mkdir()
+    monkeypatch.chdir(here / "gone")
+    (here / "gone").rmdir()
+    try:
+        assert cmd_upload.main(["a.txt"]) == cmd_upload.main(["--destination", ".", "a.txt"]) == 1
+    finally:
+        os.chdir(str(here))
+    assert capfd.readouterr().err.count("does not exist any more") == 2
+
+
+def test_of_a_link_only_the_link_is_moved(here, capfd):
+    (here / "link").symlink_to("d")
+    (here / "to-file").symlink_to("a.txt")
+    assert upload("--move", "link", "to-file") == 0
+    assert not os.path.lexists("link") and not os.path.lexists("to-file")
+    assert (here / "d" / "one").exists() and (here / "a.txt").exists() and Folder("buffers").get(sha(b"1\n")) == b"1\n"
+
+
+@pytest.mark.parametrize("option", ["--move", "--dest-verify", "--dest-repair"])
+def test_a_stored_buffer_that_cannot_be_read_gets_a_sentence(here, capfd, option):
+    stored(b"alpha\n").mkdir(parents=True)              # reading it is an error, also for root
+    assert upload(option, "a.txt") == 1 and (here / "a.txt").exists()
+    assert "the stored buffer %s cannot be read" % sha(b"alpha\n") in capfd.readouterr().err

@@ -45,8 +45,8 @@ class Folders:
         (self.home / ".seamless/clusters.yaml").write_text(CLUSTER.format(store=self.store, extra=extra))
         (self.work / "seamless.yaml").write_text("- project: p\n- execution: %s\n" % execution)
 
-    def run(self, **env):
-        return subprocess.run([sys.executable, str(ROOT / "bin/seamless-run"), "-i", "a.txt", "-c", self.command], cwd=self.work,
+    def run(self, *options, **env):
+        return subprocess.run([sys.executable, str(ROOT / "bin/seamless-run"), *options, "-i", "a.txt", "-c", self.command], cwd=self.work,
                               env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
 
     def state(self):
@@ -65,6 +65,12 @@ def folders(home, tmp_path):
     yield Folders(home, tmp_path / "f")
     config.close()
     subprocess.run([sys.executable, str(ROOT / "bin/seamless-service"), "stop", "--all"], stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_a_result_of_a_colleague_cannot_be_forgotten_and_that_is_said(folders):
+    done = folders.run("--undo")
+    assert done.returncode == 1 and b"stays known: it is in a store that is only read" in done.stderr
+    assert folders.run().stdout == b"a\nb\n" and folders.runs() == 1 and folders.state() == folders.before
 
 
 @pytest.mark.parametrize("execution", ["process", "remote"])

@@ -389,3 +389,12 @@ def test_a_folder_that_was_removed_is_made_again(folder, directory):
     shutil.rmtree(directory)
     folder.put(DATA)
     assert folder.get(CS) == DATA and (directory / ".HASHSERVER_PREFIX").exists()
+
+
+def test_what_one_folder_cannot_give_another_may(tmp_path):
+    name = Checksum.of(DATA)
+    (tmp_path / "first" / name[:2] / name).mkdir(parents=True)              # reading it is an error, also for root
+    Folder(tmp_path / "second").put(DATA)
+    assert Folder(tmp_path / "first", extra_dirs=[tmp_path / "second"]).get(name) == DATA
+    with pytest.raises(SeamlessError, match="cannot be read: Is a directory"):
+        Folder(tmp_path / "first").get(name)

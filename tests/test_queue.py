@@ -231,6 +231,24 @@ def test_a_directory_into_which_a_queued_command_writes_is_refused_as_an_input(l
     assert lab.read("y.txt") == "a\nb\nb\n"
 
 
+def test_an_input_inside_a_directory_that_a_queued_command_makes_is_refused(lab):
+    lab.submit("--capture", "out", "-i", "a.txt", "-c", "sh -c 'mkdir out; cp a.txt out/f'")
+    for word in ("out/f", "out/f.txt"):
+        assert "%s' is inside '" % word in lab.submit("-c", "cat %s > x.txt" % word, code=1)
+    lab.submit("-c", "ls out > x.txt")
+    lab.run()
+    assert lab.read("x.txt") == "f\n"
+
+
+@pytest.mark.parametrize("main", [cmd_queue.queue, cmd_queue.queue_finish, lambda argv: cmd_run.main(["--qsubmit", "-c", "sort a.txt > x.txt"])])
+def test_a_queue_file_that_cannot_be_read_is_one_sentence(lab, main):
+    (lab.cwd / ".seamless-queue").mkdir()
+    lab.captured.readouterr()
+    assert main([]) == 1
+    err = lab.captured.readouterr().err
+    assert "cannot be read: Is a directory" in err and "internal" not in err
+
+
 def test_a_command_that_uses_what_is_being_made_is_queued_at_once(lab):
     process = lab.start()
     lab.submit("-c", "until [ -e %s/go ]; do sleep 0.05; done; echo 1 > x.txt" % lab.cwd)

@@ -55,13 +55,14 @@ def files(folder):
 # --- commands ---------------------------------------------------------------------------------------------
 
 def test_the_search_leaves_no_trace_by_which_all_would_seem_to_be_in_use(run, store):
-    run("-c", "sort a.txt")
+    for option in ("", "-r", "-u", "-n"):
+        run("-c", "sort %s a.txt" % option)
     paths = [path for path in pathlib.Path(store.directory).glob("??/*")]
     for path in paths:
         os.utime(path, (1.7e9, 1.7e9))
     assert "a.txt" in run("--why", "-c", "sort b.txt", code=1)
     names = {path.name for path in paths if os.stat(path).st_atime != 1.7e9}
-    assert not {name for name in names if b"__language__" in store.peek(name)}
+    assert len([name for name in names if b"__language__" in store.peek(name)]) <= 1, "only the nearest was used"
 
 
 def test_a_hit_is_said_to_be_one_and_nothing_runs(run, tmp_path):
