@@ -300,8 +300,10 @@ class DaskPool:
 
     def _arrived(self, task: _Task, data: bytes, output) -> None:
         outcome = json.loads(data)
-        if not task.cancelled and outcome.get("error", {}).get("kind") == "JobCancelledError" and self._again(task):
-            return                          # it was somebody else who cancelled
+        ran = outcome.pop("ran", {})
+        if not task.cancelled and (outcome.get("error", {}).get("kind") == "JobCancelledError" or _is_anothers(task, outcome, ran)) \
+                and self._again(task):
+            return                          # it was somebody else who cancelled, or wanted something else
         self._end(task, None, outcome, output)
 
     def _failed(self, task: _Task, exc: BaseException) -> None:
@@ -412,6 +414,15 @@ def find_circle(graph: _t.Mapping[str, _t.Sequence[str]]) -> _t.Optional[_t.List
                 done.add(todo.pop()[0])
                 path.pop()
     return None
+
+
+def _is_anothers(task: _Task, outcome: dict, ran: _t.Mapping) -> bool:
+    """Whether what ran was a job of the same name that does not do: not recorded, or (not) written to a folder."""
+    if not ran and ("result" not in outcome or b'"job_folder"' not in task.payload):
+        return False
+    mine = json.loads(task.payload).get("meta") or {}
+    return (any(ran.get(name) and not mine.get(name) for name in ("fresh", "scratch"))
+            or (ran.get("job_folder") or "") != (mine.get("job_folder") or ""))
 
 
 def _message(task: _Task) -> bytes:

@@ -6,6 +6,8 @@ import asyncio
 import typing as _t
 
 node: _t.Any = None
+#: The fields of a job's meta that an outcome depends on.
+KINDS = ("fresh", "scratch", "job_folder")
 
 
 def name_of(id: str) -> str:

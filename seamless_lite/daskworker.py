@@ -43,13 +43,14 @@ log = logging.getLogger(__name__)
 
 class _Running:
     """A job that this Dask worker runs.  ``scratch``, ``keep``, ``fresh`` and ``again`` are for the recorder."""
-    __slots__ = ("id", "token", "chain", "scratch", "keep", "fresh", "again", "result", "seceded", "began_s")
+    __slots__ = ("id", "token", "chain", "scratch", "keep", "fresh", "again", "recording", "ran", "result", "seceded", "began_s")
 
     def __init__(self, id: str, token: str, chain: _t.List[str], meta: dict, result: asyncio.Future):
         self.id, self.token, self.chain, self.result = id, token, chain, result
         self.scratch, self.fresh = bool(meta.get("scratch")), bool(meta.get("fresh"))
         self.keep, self.again = not self.scratch, bool(meta.get("again"))
-        self.seceded = False
+        self.recording = self.seceded = False
+        self.ran = {name: meta[name] for name in dasktask.KINDS if meta.get(name)}
         self.began_s = time.time()
 
 
@@ -99,6 +100,8 @@ class Node:
         if self._closing and outcome.get("error", {}).get("kind") == "ServiceError":
             await asyncio.sleep(_REFUSE_S)  # that it was killed with us is no outcome; Dask sees our end, and counts it
             raise Reschedule()
+        if task.ran:                        # others may have asked for it under the same name, who want something else
+            outcome = {**outcome, "ran": task.ran}
         return json.dumps(outcome, separators=(",", ":")).encode(), output
 
     def _tell(self, ended: _t.List[Ended]) -> None:

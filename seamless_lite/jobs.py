@@ -2,13 +2,15 @@
 
     ask -> result table (known?) -> pool -> worker -> recorder (one commit for many) -> outcome told
 
-A job's id is its checksum; the same job in flight is one job, whoever asks.  An outcome is told only after
+A job's id is its checksum; the same job in flight is one job, whoever asks.  Whoever wants something else of it than
+what runs now (a result that is recorded, the job written to a folder) gets a run of its own after that.  An outcome is told only after
 its row is committed.  What ended is remembered for ten minutes at least, as long as memory allows; later,
 results are found in the table.  A job that failed runs again when it is asked for again; whoever merely
 repeats a request (the same ``token``) gets what the first one got.
 """
 import collections
 import json
+import logging
 import threading
 import time
 import typing as _t
@@ -26,6 +28,9 @@ REMEMBER_BYTES = 64 << 20   # ... or until all that is remembered is bigger than
 LOOK_S = 0.5                # how often a request that waits looks whether the server is stopping
 _KILL_S = 10.0
 _FIRST = 16
+_REPEATS = 16               # so many earlier runs of a job are known to those who repeat a request
+_MALFORMED = (SeamlessError, LookupError, TypeError, ValueError, AttributeError)
+log = logging.getLogger(__name__)
 
 
 class Asker(_t.NamedTuple):
@@ -38,12 +43,14 @@ class Asker(_t.NamedTuple):
 
 class Entry:
     """What is known of a job.  ``outcome`` is None until it has ended and is recorded."""
-    __slots__ = ("id", "outcome", "askers", "waiters", "log", "ended_s", "size", "scratch", "keep", "fresh", "again", "meta", "doomed")
+    __slots__ = ("id", "outcome", "askers", "waiters", "log", "ended_s", "size", "scratch", "keep", "fresh", "again", "meta", "doomed",
+                 "recording", "data", "earlier")
 
     def __init__(self, id: str, asker: Asker, meta: Meta):
         self.id, self.askers = id, (asker,)
         self.scratch, self.keep = meta.scratch, not meta.scratch        # somebody wants the result to be kept
-        self.fresh = meta.fresh                 # nobody wants it to be recorded
+        self.fresh = meta.fresh                 # it is not to be recorded
+        self.recording = False                  # it is too late to have it kept
         self.again = meta.again
         self.meta = meta
         self.outcome: _t.Optional[dict] = None
@@ -52,6 +59,12 @@ class Entry:
         self.ended_s = 0.0
         self.size = 0
         self.doomed = False                     # it is being killed
+        self.data: dict = {}                    # the job, while it waits for the end of another run
+        self.earlier: _t.Tuple["Entry", ...] = ()       # runs of the same job that have ended
+
+    def was_asked_by(self, token: _t.Optional[str]) -> bool:
+        """Whether this is what the request with ``token`` asked for."""
+        return any(asker.token == token for asker in self.askers)
 
 
 class _Prepared(_t.NamedTuple):
@@ -107,6 +120,8 @@ class Jobs:
         self.pool, self.stores, self.stopping = pool, stores, stopping
         self._lock = threading.Lock()
         self._entries: _t.Dict[str, Entry] = {}
+        self._later: _t.Dict[str, _t.List[Entry]] = {}      # these run one after the other, when that has ended
+        self._due: "collections.deque[str]" = collections.deque()   # ids: the next of these can begin
         self._ended: "collections.deque[Entry]" = collections.deque()       # oldest first
         self._remembered = 0                    # bytes
         self._children: _t.Dict[str, _t.Set[str]] = {}      # the jobs that a job which runs asked for
@@ -126,7 +141,7 @@ class Jobs:
     def _renew(self) -> None:
         """Jobs may be queued for days: nobody shall delete what they need."""
         with self._lock:
-            ids = [id for id, entry in self._entries.items() if entry.outcome is None]
+            ids = [*self._later, *(id for id, entry in self._entries.items() if entry.outcome is None)]
         self.stores.buffers.has(ids)
 
     # --- asking for jobs ------------------------------------------------------------------------------
@@ -140,13 +155,15 @@ class Jobs:
             except (SeamlessError, LookupError, TypeError):
                 raise SeamlessError("one of the jobs has no checksum") from None
         for id, data in list(wanted.items()):
-            if _is_other(self._entries.get(id), data):
-                broken[id] = {"error": error_to_dict(SeamlessError("job %s is running with other variables or another environment, and "
-                                                                   "it was asked not to wait for that (--strict)" % id))}
-                del wanted[id]
-        doomed = [entry for entry in map(self._entries.get, wanted) if entry is not None and entry.doomed]
-        if doomed:
-            self.wait(doomed, _KILL_S)      # whoever asks now shall not get the outcome of somebody else's cancel
+            try:
+                if not _is_other(self._entries.get(id), data):
+                    continue
+                error = SeamlessError("job %s is running with other variables or another environment, and "
+                                      "it was asked not to wait for that (--strict)" % id)
+            except _MALFORMED as exc:
+                error = _malformed(id, exc)
+            broken[id] = {"error": error_to_dict(error)}
+            del wanted[id]
         with self._lock:
             entries = [entry for entry in (self._join(id, asker, data) for id, data in wanted.items()) if entry is not None]
         for entry in entries:
@@ -156,11 +173,12 @@ class Jobs:
         for piece in _pieces(wanted):
             prepared = self._prepare(piece, broken)
             with self._lock:
-                entries += [self._join(new.id, asker, piece[new.id]) or self._enter(new, asker) for new in prepared]
+                entries += [self._join(new.id, asker, piece[new.id]) or self._enter(new, asker, piece[new.id]) for new in prepared]
         with self._lock:
             if asker.parent is not None and self._lives(asker.parent):
                 self._children.setdefault(asker.parent, set()).update(entry.id for entry in entries)
             self._forget()
+        self._begin_due()                   # known results, which ended at once
         for entry in list(entries) if asker.parent is not None else ():
             try:
                 self.pool.wait_for(entry.id, asker.parent)
@@ -176,8 +194,8 @@ class Jobs:
         for id, data in wanted.items():
             try:
                 jobs[id] = Job.from_dict(data)
-            except (SeamlessError, LookupError, TypeError, ValueError, AttributeError) as exc:
-                broken[id] = {"error": error_to_dict(SeamlessError("job %s is malformed: %s" % (id, exc)))}
+            except _MALFORMED as exc:
+                broken[id] = {"error": error_to_dict(_malformed(id, exc))}
         recorded, known = self._look_up({id: job.recipe.output[1] for id, job in jobs.items() if not job.meta.fresh})
         jobs = {id: job._replace(meta=job.meta._replace(again=id in recorded)) for id, job in jobs.items()}
         self.stores.buffers.put_many(data for id, job in jobs.items() if id not in known
@@ -188,15 +206,20 @@ class Jobs:
 
     def _join(self, id: str, asker: Asker, data: dict) -> _t.Optional[Entry]:
         """The entry that asking for this job now means, if there is one.  The lock is held."""
-        entry = self._entries.get(id)
-        if entry is None or (entry.outcome is not None and all(other.token != asker.token for other in entry.askers)):
-            return None
-        if asker not in entry.askers:
+        entry = self._asked(id, asker.token)
+        if entry is None:
+            meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
+            current, later = self._entries.get(id), self._later.get(id, [])
+            entry = next((entry for entry in (*([current] if current is not None else []), *later) if _suits(entry, meta)), None)
+        if entry is not None and asker not in entry.askers:
             entry.askers += (asker,)
-        meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
-        entry.keep = entry.keep or not meta.get("scratch")
-        entry.fresh = entry.fresh and bool(meta.get("fresh"))
         return entry
+
+    def _asked(self, id: str, token: _t.Optional[str]) -> _t.Optional[Entry]:
+        """What the request with this token asked for, if that is known."""
+        current = self._entries.get(id)
+        runs = [] if current is None else [current, *current.earlier]
+        return next((entry for entry in (*runs, *self._later.get(id, ())) if entry.was_asked_by(token)), None)
 
     def _look_up(self, celltypes: _t.Mapping[str, _t.Optional[str]]) -> _t.Tuple[_t.Dict[str, Checksum], _t.Dict[str, dict]]:
         """Results of jobs (id -> celltype of the result) that were done before; and the outcomes of those that can still be read."""
@@ -204,19 +227,73 @@ class Jobs:
         outcomes = {id: cached_outcome(result, celltypes[id], self.stores.buffers) for id, result in rows.items()}
         return rows, {id: outcome.to_dict() for id, outcome in outcomes.items() if outcome is not None}
 
-    def _enter(self, new: "_Prepared", asker: Asker) -> Entry:
+    def _enter(self, new: "_Prepared", asker: Asker, data: dict) -> Entry:
         """A new entry; its job is queued if it is not known already.  The lock is held."""
-        entry = self._entries[new.id] = Entry(new.id, asker, new.meta)
+        entry, current = Entry(new.id, asker, new.meta), self._entries.get(new.id)
+        if new.id not in self._later and (current is None or current.outcome is not None):
+            self._begin(entry, new)
+        elif new.known is not None:
+            self._end(entry, new.known, None)
+        else:
+            entry.data = {**data, "buffers": {}}
+            self._later.setdefault(new.id, []).append(entry)
+            self.in_flight += 1
+        return entry
+
+    def _begin(self, entry: Entry, new: "_Prepared") -> None:
+        """Queue the job of an entry, unless it is known.  The lock is held."""
+        old = self._entries.get(new.id)
+        if old is not None:
+            runs = old.earlier if old.outcome.get("cached") else (*old.earlier, old)
+            entry.earlier = runs[-_REPEATS:]
+        self._entries[new.id] = entry
+        entry.again = new.meta.again
         if new.known is not None:
             self._end(entry, new.known, None)
-            return entry
+            return
         self.in_flight += 1
         try:
             self.pool.submit(new.id, new.payload, lambda outcome, log: self._recorder.put(entry, outcome, log),
-                             timeout_s=new.meta.timeout_s, parent=asker.parent)
+                             timeout_s=new.meta.timeout_s, parent=entry.askers[0].parent)
         except ServiceError as exc:
             self._recorder.put(entry, {"error": error_to_dict(exc)}, None)
-        return entry
+
+    def _begin_due(self) -> None:
+        """Begin what waited for a run that has ended; it may be known now."""
+        while self._due:
+            with self._lock:
+                id = self._due.popleft() if self._due else ""
+                entry = next(iter(self._later.get(id, ())), None)
+            if entry is None:
+                continue
+            broken: _t.Dict[str, dict] = {}
+            try:
+                prepared = self._prepare({id: entry.data}, broken)
+            except Exception as exc:        # whatever it is: who waits for this job must hear of it
+                log.exception("job %s could not be begun", id)
+                prepared, broken = [], {id: {"error": error_to_dict(SeamlessError("job %s could not be begun: %s" % (id, exc)))}}
+            with self._lock:
+                if self._drop_later(entry):
+                    self._begin(entry, prepared[0] if prepared else _Prepared(id, entry.meta, broken[id], b""))
+                elif id in self._later:     # it was cancelled meanwhile
+                    self._due.append(id)
+                parents = {asker.parent for asker in entry.askers if asker.parent is not None} if entry.outcome is None else ()
+            for parent in parents:
+                try:
+                    self.pool.wait_for(id, parent)
+                except SeamlessError as exc:    # it is told when it asks the next time
+                    log.info("%s", exc)
+
+    def _drop_later(self, entry: Entry) -> bool:
+        """The entry does not wait for its turn any more; False if it did not.  The lock is held."""
+        waiting = self._later.get(entry.id, [])
+        if entry not in waiting:
+            return False
+        waiting.remove(entry)
+        self.in_flight -= 1
+        if not waiting:
+            del self._later[entry.id]
+        return True
 
     def wait(self, entries: _t.List[Entry], timeout_s: float, parent: _t.Optional[str] = None) -> bool:
         """Wait until all have ended, and ``parent`` has its slot again; False if that did not happen in time."""
@@ -247,6 +324,7 @@ class Jobs:
                 self._end(entry, outcome, output)
             self._forget()
         self._cancel_orphans()
+        self._begin_due()
 
     def parent_ended(self, id: str, failed: bool) -> None:
         """A job that asked for others has ended; if it failed, those that nobody else wants are cancelled."""
@@ -286,7 +364,10 @@ class Jobs:
         if not outcome.get("cached"):       # else it is told by the answer to the request that asked
             for name in {asker.client for asker in entry.askers if asker.told}:
                 self._client(name).tell(entry.id, outcome, can_be_read="result" in outcome and entry.keep)
-        self._leave(entry.id, "error" in outcome)
+        if self._entries.get(entry.id) is entry:        # else it never began
+            self._leave(entry.id, "error" in outcome)
+            if entry.id in self._later:
+                self._due.append(entry.id)
 
     def _forget(self) -> None:
         """Drop what is old, and what is too much.  The lock is held."""
@@ -294,8 +375,11 @@ class Jobs:
         while self._ended and (self._ended[0].ended_s < old or self._remembered > REMEMBER_BYTES):
             entry = self._ended.popleft()
             self._remembered -= entry.size
-            if self._entries.get(entry.id) is entry:
+            current = self._entries.get(entry.id)
+            if current is entry:
                 del self._entries[entry.id]
+            elif current is not None:
+                current.earlier = tuple(other for other in current.earlier if other is not entry)
             if entry.log is not None:
                 self.pool.remove_log(entry.log)
         while self._clients:
@@ -334,7 +418,7 @@ class Jobs:
         found, unknown = {}, []
         for id in ids:
             entry = self._entries.get(id)
-            outcome = entry.outcome if entry is not None else None
+            outcome = entry.outcome if entry is not None and id not in self._later else None
             if outcome is not None:
                 found[id] = {"state": _state(outcome), "outcome": outcome}
             elif entry is not None:
@@ -347,13 +431,18 @@ class Jobs:
                          else {"state": self.pool.state(id) or "unknown"})
         return found
 
-    def logs(self, id: str, offset: int, timeout_s: float) -> _t.Tuple[int, bytes, bool]:
-        """(new offset, what the job printed after ``offset``, whether that is all); waits for something to come."""
+    def logs(self, id: str, offset: int, timeout_s: float, token: _t.Optional[str] = None) -> _t.Tuple[int, bytes, bool]:
+        """(new offset, what the job printed after ``offset``, whether that is all); waits for something to come.
+
+        ``token``: of the request that asked for the job, as there may be several runs of it.
+        """
         end, pause = time.monotonic() + timeout_s, 0.01
         while True:
-            entry = self._entries.get(id)
+            with self._lock:
+                entry = (self._asked(id, token) if token is not None else None) or self._entries.get(id)
+                waits = entry in self._later.get(id, ())
             ended = entry.outcome is not None if entry is not None else self.pool.state(id) is None
-            output = entry.log if entry is not None and ended else self.pool.log_path(id)
+            output = None if waits else entry.log if entry is not None and ended else self.pool.log_path(id)
             offset, data, size = self.pool.read_log(output, offset)
             done = ended and offset >= size
             if data or done or self.stopping.is_set() or time.monotonic() >= end:
@@ -366,6 +455,7 @@ class Jobs:
         with self._lock:
             killed = [id for id in ids if self._withdraw(id, lambda asker: force or asker.client == client)]
             entries = [self._entries[id] for id in killed]
+            self._forget()
         for id in killed:
             self.pool.cancel(id)
         self.wait(entries, _KILL_S)
@@ -374,17 +464,40 @@ class Jobs:
     def _withdraw(self, id: str, leaves: _t.Callable[[Asker], bool]) -> bool:
         """Some askers of a job leave; True if nobody would be left: then it is to be killed.  The lock is held."""
         entry = self._entries.get(id)
-        if entry is None or entry.outcome is not None:
-            return False
+        for other in list(self._later.get(id, ())):
+            if self._withdraw_from(other, leaves):
+                self._drop_later(other)
+                self._end(other, {"error": error_to_dict(JobCancelledError("job %s was cancelled before it began" % id))}, None)
+                if entry is not None:
+                    entry.earlier = (*entry.earlier, other)[-_REPEATS:]
+        return entry is not None and entry.outcome is None and self._withdraw_from(entry, leaves)
+
+    def _withdraw_from(self, entry: Entry, leaves: _t.Callable[[Asker], bool]) -> bool:
         others = tuple(asker for asker in entry.askers if not leaves(asker))
         if not others:
             entry.doomed = True
             return True
-        outcome = {"error": error_to_dict(JobCancelledError("job %s goes on: others wait for it" % id))}
+        outcome = {"error": error_to_dict(JobCancelledError("job %s goes on: others wait for it" % entry.id))}
         for name in {asker.client for asker in entry.askers if asker.told and leaves(asker)}:
-            self._client(name).tell(id, outcome, False)
+            self._client(name).tell(entry.id, outcome, False)
         entry.askers = others
         return False
+
+
+def _suits(entry: Entry, meta: _t.Mapping) -> bool:
+    """Whether what this run gives is what somebody wants who asks now, with ``meta``."""
+    fresh, waits = bool(meta.get("fresh")), bool(entry.data)
+    if (entry.outcome is not None or entry.doomed or (meta.get("job_folder") or "") != entry.meta.job_folder
+            or entry.fresh and not fresh or fresh and not entry.fresh and waits):      # a result that is found is not fresh
+        return False
+    if not entry.keep and not meta.get("scratch"):
+        entry.keep = True                   # first this: the recorder looks at it after it has said that it is recording
+        return not entry.recording
+    return True
+
+
+def _malformed(id: str, exc: Exception) -> SeamlessError:
+    return SeamlessError("job %s is malformed: %s" % (id, exc))
 
 
 def _is_other(entry: _t.Optional[Entry], data: dict) -> bool:

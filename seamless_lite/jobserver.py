@@ -4,7 +4,7 @@
                   what ended within ``wait``; with ``wait`` 0 the rest is told by /wait, else by repeating the request
     POST /wait    {"client", "after": n, "timeout": s} -> {"last": n, "outcomes": [[id, outcome]...], "known": bool}
     POST /status  {"ids"} -> {"states": {id: {"state", "outcome"?}}}
-    POST /logs    {"id", "offset", "timeout": s} -> {"offset", "data": base64, "done": bool}
+    POST /logs    {"id", "offset", "timeout": s, "token"} -> {"offset", "data": base64, "done": bool}
     POST /cancel  {"client", "ids", "force": bool} -> {"states": {...}}
 
 What happens to the jobs is in ``jobs``; the routes of Seamless 1.x are in ``jobcompat``.  Workers reach the
@@ -87,7 +87,7 @@ class JobService(Service):
 
     def _logs(self, request: Request):
         body = _object(request)
-        offset, data, done = self.jobs.logs(_text(body, "id"), int(_number(body, "offset")), _number(body, "timeout"))
+        offset, data, done = self.jobs.logs(_text(body, "id"), int(_number(body, "offset")), _number(body, "timeout"), body.get("token"))
         return {"offset": offset, "data": _base64(data), "done": done}
 
     def _cancel(self, request: Request):

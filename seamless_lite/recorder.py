@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 class Ended(_t.NamedTuple):
     """``job`` has ``id``, ``scratch`` (the result's bytes were not stored), ``keep`` (but they shall be), ``fresh``
-    (nothing is to be recorded) and ``again`` (a result was recorded before it ran); ``log`` is whatever the pool calls the job's output, or None."""
+    (nothing is to be recorded) and ``again`` (a result was recorded before it ran); ``recording`` is set when these are looked at; ``log`` is whatever the pool calls the job's output, or None."""
     job: _t.Any
     outcome: dict
     log: _t.Any
@@ -76,6 +76,7 @@ class Recorder:
     def _commit(self, ended: _t.List[Ended]) -> None:
         rows: _t.Dict[bool, list] = {False: [], True: []}
         for job, outcome, _ in ended:
+            job.recording = True            # before ``keep`` is looked at: whoever comes now comes too late
             result = outcome.get("result")
             if result is not None:
                 if job.scratch and job.keep and "buffer" in outcome:

@@ -147,8 +147,6 @@ def test_each_program_is_installed_runs_through_a_link_and_says_how_it_is_used(p
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "link", "--help"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, timeout=60)
     assert done.returncode == 0 and b"usage: " in done.stdout
-    module = run(tmp_path, sys.executable, "-m", "seamless_lite", program[len("seamless-"):], "--help")
-    assert module.returncode == 0 and b"usage: " in module.stdout
 
 
 def test_an_unknown_command_of_the_package_lists_those_there_are(tmp_path):
