@@ -35,7 +35,7 @@ def details(job: Job, buffers, started_s: float, output_bytes: int) -> _t.Dict[s
         count = _counter[0]
     meta, recipe = job.meta, job.recipe
     inputs = [checksum for name, (_, _, checksum) in recipe.pins.items() if name != "code" and checksum is not None]
-    return {
+    return _clean({
         **names, "freshness": {"required_bucket_labels": labels, "required_bucket_checksums": names, "live_tokens": tokens,
                                "bucket_tokens": tokens},
         "execution_envelope": {
@@ -45,7 +45,7 @@ def details(job: Job, buffers, started_s: float, output_bytes: int) -> _t.Dict[s
         "started_at": _iso(started_s), "finished_at": _iso(time.time()),
         "input_total_bytes": sum(length or 0 for length in buffers.lengths(inputs)), "output_total_bytes": output_bytes,
         "hostname": socket.gethostname(), "pid": os.getpid(), "process_started_at": _iso(_started),
-        "process_create_time_epoch": round(_started, 2), "worker_execution_index": count}
+        "process_create_time_epoch": round(_started, 2), "worker_execution_index": count})
 
 
 def _iso(seconds: float) -> str:
@@ -70,8 +70,8 @@ def _probe() -> _t.Tuple[_t.Dict[str, str], _t.Dict[str, str], _t.List[bytes], _
 
 
 def _bucket(kind: str, label: str, content: _t.Mapping[str, object]) -> bytes:
-    return plain_dumps({"schema_version": 1, "bucket_kind": kind, "label": label, "contract_ok": True, "contract_violations": [],
-                        "validation_snapshot": None, **content})
+    return plain_dumps(_clean({"schema_version": 1, "bucket_kind": kind, "label": label, "contract_ok": True, "contract_violations": [],
+                        "validation_snapshot": None, **content}))
 
 
 def _node() -> _t.Dict[str, object]:
@@ -101,6 +101,15 @@ def _environment() -> _t.Dict[str, object]:
             "environment_variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
             "conda_env_export": None, "docker_image": None, "timezone": list(time.tzname),
             "locale": {"preferred_encoding": locale.getpreferredencoding(False)}}
+
+
+def _clean(value):
+    """``value``, JSON-able, with a ``?`` in its texts for every byte that is not UTF-8, which plain JSON cannot hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_clean(name): _clean(item) for name, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _text(path: str) -> str:

@@ -22,7 +22,8 @@ def fingertip(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     parser = _parser("seamless-fingertip", "Write the buffer with this checksum, byte for byte. One that is not stored (it was a scratch result,\n"
                      "or was deleted) is made again, if it is known which transformation made it, and that and its inputs\n"
                      "are stored, or can be made again too. It is not stored then. If something else comes out, that is an\n"
-                     "error, and the transformation is recorded as irreproducible.",
+                     "error. Nothing is recorded of a command then: its variables (--metavar) and its conda environment are\n"
+                     "not known. A function is recorded as irreproducible.",
                      "there is no such buffer, and it cannot be made")
     return commandline.run(parser, argv, lambda arguments: _write(arguments, parser.prog, _make))
 

@@ -1,7 +1,6 @@
 """Much data is not moved over a network without asking: limits from the environment, and the question (compat/cli.md)."""
 import os
 import sys
-import typing as _t
 
 from .errors import SeamlessError, UsageError
 from .progress import size_text

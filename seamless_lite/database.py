@@ -79,8 +79,8 @@ class DatabaseService(Service):
     def results_recent(self, request: Request) -> dict:
         query = request.json()
         before = query.get("before") if isinstance(query, dict) else None
-        if before is not None and not (isinstance(before, int) and abs(before) < 1 << 63):
-            raise HttpError(400, "'before' is a number or null")
+        if before is not None and not _is_mark(before, isinstance(self.table, LayeredResults)):
+            raise HttpError(400, "'before' is a mark that came with a row, or null")
         return {"rows": self.table.recent(before)}
 
     def _check_writable(self) -> None:
@@ -96,7 +96,8 @@ class DatabaseService(Service):
             return Reply(json.dumps(PROTOCOL))
         shape, sql = query.handler(_READERS)
         values = query.values(sql)
-        found = self._read.first(lambda table: shape(table.query(sql, values)) or None)
+        found = self._read.get(values["checksum"]) if query.type == "transformation" else \
+            self._read.first(lambda table: shape(table.query(sql, values)) or None)
         if found is None:
             raise _error(404, UNKNOWN_KEY)
         return Reply(found if isinstance(found, str) else _compact(found))
@@ -118,6 +119,14 @@ def _list(value, name: str) -> list:
     if not isinstance(value, dict) or not isinstance(value.get(name), list):
         raise HttpError(400, "the body is a JSON object with %r, a list" % name)
     return value[name]
+
+
+def _is_mark(value, layered: bool) -> bool:
+    """Whether it is a mark of a ``ResultTable``, or [number of the layer, its mark or null] (which were tuples)."""
+    if layered:
+        return (isinstance(value, list) and len(value) == 2 and type(value[0]) is int and value[0] >= 0
+                and (value[1] is None or _is_mark(value[1], False)))
+    return isinstance(value, int) and abs(value) < 1 << 63
 
 
 def _compact(value) -> str:
@@ -333,6 +342,7 @@ class DatabaseClient(HttpClient):
 
     Works with a database of Seamless 1.x too, except ``forget``.  Raises ``ServiceError`` and its kin.
     """
+    _is_old = False         # knows of no irreproducible transformations
 
     def get(self, transformation) -> _t.Optional[Checksum]:
         answer = self._ask("GET", "/", {"type": "transformation", "checksum": Checksum(transformation)}, 404)
@@ -361,9 +371,10 @@ class DatabaseClient(HttpClient):
 
     def _put_one(self, name, result, metadata, again) -> None:
         """As Seamless 1.x does it; a record that is there already stays.  It would replace a result that differs."""
-        before, several = self.get(name), self.irreproducible(name)
+        before = self.get(name)
         if before not in (None, result) and not again:
             return
+        several = self.irreproducible(name) if before != result else []
         if before not in (None, result) or several:
             for each in (before, result):
                 if each is not None and (each == before or each not in several):
@@ -385,8 +396,11 @@ class DatabaseClient(HttpClient):
         return [] if answer.status == 404 else list(dict.fromkeys(answer.json()))
 
     def irreproducible(self, transformation) -> _t.List[Checksum]:
-        answer = self._ask("GET", "/", {"type": "irreproducible", "checksum": Checksum(transformation)}, 404)
-        return [] if answer.status == 404 else [self._checksum(row["result"]) for row in answer.json()]
+        if self._is_old:
+            return []
+        answer = self._ask("GET", "/", {"type": "irreproducible", "checksum": Checksum(transformation)}, 400, 404)
+        self._is_old = answer.status == 400
+        return [] if answer.status != 200 else [self._checksum(row["result"]) for row in answer.json()]
 
     def recent(self, before=None):
         answer = self._post("recent", {"before": before})

@@ -7,6 +7,9 @@ FOLDER_MODE, PRIVATE_FOLDER_MODE = 0o3775, 0o700
 MISSING = (FileNotFoundError, NotADirectoryError)
 #: The last use of a buffer is the access time of its file, which is set at most once in so long.
 NOTED_S = 600.0
+#: path of somebody else's file, whose last use cannot be set -> when to try that again; on the clock ``time.monotonic``
+_refused: dict = {}
+_MOST_REFUSED = 10000
 
 
 def make_folders(directory: str) -> None:
@@ -87,10 +90,13 @@ def in_use(path: str) -> bool:
     """Note that the file is used now; False if it is not there."""
     try:
         status = os.stat(path)
-        if time.time() - last_use(status) > NOTED_S:
+        if time.time() - last_use(status) > NOTED_S and _refused.get(path, 0.0) <= time.monotonic():
             try:
                 os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
             except PermissionError:             # somebody else's: then the system notes, once a day, that it is read
+                if len(_refused) >= _MOST_REFUSED:
+                    _refused.clear()
+                _refused[path] = time.monotonic() + NOTED_S
                 with open(path, "rb", buffering=0) as file:
                     file.read(1)
     except OSError as exc:

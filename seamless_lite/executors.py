@@ -45,7 +45,7 @@ class InProcess:
         self._threads: _t.List[threading.Thread] = []
         self._queue: "queue.SimpleQueue[_t.Optional[Checksum]]" = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._pending: _t.Dict[Checksum, _t.Tuple[Future, Job]] = {}
+        self._pending: _t.Dict[Checksum, _t.List[_t.Tuple[Future, Job]]] = {}     # several: one may be to be written only
         self._cancels: _t.Dict[Checksum, threading.Event] = {}
 
     def run(self, job: Job, log_fd: _t.Optional[int] = None) -> Outcome:
@@ -62,12 +62,12 @@ class InProcess:
     def unended(self) -> _t.Tuple[_t.List[Job], _t.List[Checksum]]:
         """The jobs that nobody has begun, and the names of those that run."""
         with self._lock:
-            return [job for _, job in self._pending.values()], list(self._cancels)
+            return [job for pending in self._pending.values() for _, job in pending], list(self._cancels)
 
     def submit(self, job: Job) -> Future:
         future: Future = Future()
         with self._lock:
-            self._pending[job.checksum] = (future, job)
+            self._pending.setdefault(job.checksum, []).append((future, job))
             self._queue.put(job.checksum)
             if len(self._threads) < self._limit:
                 self._threads.append(threading.Thread(target=self._work, name="seamless-job", daemon=True))
@@ -80,21 +80,22 @@ class InProcess:
 
     def help(self, checksum: Checksum) -> None:
         with self._lock:
-            future, job = self._pending.pop(checksum, (None, None))
-        if future is None or not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(self.run(job))
-        except BaseException as exc:        # whoever waits must hear of it, whatever it is
-            future.set_exception(exc)
-            if not isinstance(exc, Exception):
-                raise
+            pending = self._pending.pop(checksum, ())
+        for future, job in pending:
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self.run(job))
+            except BaseException as exc:    # whoever waits must hear of it, whatever it is
+                future.set_exception(exc)
+                if not isinstance(exc, Exception):
+                    raise
 
     def cancel(self, checksum: Checksum) -> None:
         with self._lock:
-            future, _ = self._pending.pop(checksum, (None, None))
+            pending = self._pending.pop(checksum, ())
             event = self._cancels.get(checksum)
-        if future is not None:
+        for future, _ in pending:
             future.set_result(Outcome.failure(JobCancelledError("job %s was cancelled before it began" % checksum)))
         if event is not None:
             event.set()

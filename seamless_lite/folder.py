@@ -27,6 +27,7 @@ from .storing import MARKER, Batch
 SUFFIXES = ("",) + tuple(compressed.ENCODINGS)
 POLL_S = 0.05
 STALE_S = 24 * 3600.0
+_GROUP = 16         # so many are looked for before it is asked whether ``seamless-gc`` is there, which stays 0.1 s at least
 #: While this file is there, ``seamless-gc`` deletes: what it renames to ``ASIDE`` may be taken back (see gc.py).
 COLLECTING, ASIDE = ".COLLECTING", ".GC"
 
@@ -161,7 +162,14 @@ class Folder:
 
     def has(self, checksums: _t.Iterable) -> _t.List[bool]:
         """As ``MemoryBuffers.has``: whether a file is there, unread.  One that is there is in use now: it stays for a while."""
-        return [self._in_use(Checksum(checksum)) for checksum in checksums]
+        names, found = list(map(Checksum, checksums)), []
+        for start in range(0, len(names), _GROUP):
+            part = names[start:start + _GROUP]
+            there = [any(map(in_use, self._paths(name))) for name in part]
+            if not all(there) and self._is_collecting():
+                there = [known or self._rescue(name) and any(map(in_use, self._paths(name))) for known, name in zip(there, part)]
+            found += there
+        return found
 
     def forms(self, checksum) -> _t.Dict[str, str]:
         """suffix ("", ".zst", ".gz") -> path of the forms in which the buffer is stored."""
@@ -171,7 +179,7 @@ class Folder:
         return forms
 
     def length(self, checksum) -> _t.Optional[int]:
-        return self._find(Checksum(checksum), self._length)
+        return self._find(Checksum(checksum), self._length, wait=False)
 
     remote, close = False, MemoryBuffers.close
     get_small, lengths = MemoryBuffers.get_small, MemoryBuffers.lengths
@@ -183,10 +191,10 @@ class Folder:
                 yield "%s/%s/%s%s" % (directory, checksum[:2], checksum, suffix)
                 yield "%s/%s%s" % (directory, checksum, suffix)
 
-    def _find(self, checksum, use, suffixes=SUFFIXES):
+    def _find(self, checksum, use, suffixes=SUFFIXES, wait: bool = True):
         """``use(path, suffix, checksum)`` of the first stored form for which it is not None; else None.
 
-        ``use`` returns None when the content is not that of ``checksum``.  Waits while there is a lock.
+        ``use`` returns None when the content is not that of ``checksum``.  Waits while there is a lock, unless told not to.
         """
         deadline, rescued = time.monotonic() + self.lock_timeout_s, False
         while True:
@@ -208,19 +216,19 @@ class Folder:
             if not (rescued or damaged) and self._rescue(checksum):
                 rescued = True
                 continue
-            if not self._locked(checksum) or time.monotonic() > deadline:
+            if not wait or not self._locked(checksum) or time.monotonic() > deadline:
                 break
             time.sleep(POLL_S)
         for path in damaged:
             self._set_aside(path, checksum)
         return None
 
-    def _in_use(self, checksum) -> bool:
-        return any(map(in_use, self._paths(checksum))) or self._rescue(checksum) and any(map(in_use, self._paths(checksum)))
+    def _is_collecting(self) -> bool:
+        return os.path.exists("%s/%s" % (self.directory, COLLECTING))
 
     def _rescue(self, checksum) -> bool:
         """If the buffer is missing because ``seamless-gc`` is about to delete it, take it back; then it must be looked for again."""
-        if not os.path.exists("%s/%s" % (self.directory, COLLECTING)):
+        if not self._is_collecting():
             return False
         for path in self._paths(checksum):
             if path.startswith(self.directory + os.sep):

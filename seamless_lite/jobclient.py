@@ -47,6 +47,7 @@ class _Submitted:
     def __init__(self, job: dict, parent: _t.Optional[str], size: int):
         self.job, self.parent, self.size = job, parent, size
         self.callbacks: _t.List[Callback] = []
+        self.later: _t.List[_t.Tuple[Job, Callback, _t.Optional[str]]] = []     # outcomes come by id: one run at a time
 
 
 class JobserverClient:
@@ -97,7 +98,7 @@ class JobserverClient:
         id = str(job.checksum)
         end = None if deadline_s is None else time.monotonic() + deadline_s
         body = {"client": self.name, "jobs": [job.to_dict()], "parent": parent, "token": self._token()}
-        wait, follow = (WAIT_S, None) if on_log is None else (_QUIET_S, self._follow(id, on_log))
+        wait, follow = (WAIT_S, None) if on_log is None else (_QUIET_S, self._follow(id, on_log, body["token"]))
         while True:
             if end is not None:
                 wait = min(wait, end - time.monotonic())
@@ -126,11 +127,11 @@ class JobserverClient:
         except SeamlessError as exc:
             log.info("job %s could not be cancelled: %s", id, exc)
 
-    def _follow(self, id: str, on_log) -> _t.Iterator[bool]:
+    def _follow(self, id: str, on_log, token: str) -> _t.Iterator[bool]:
         """Hand on what the job prints, as it comes; the values say whether that was all."""
         offset, done = 0, False
         while not done:
-            offset, data, done = self.logs(id, offset, WAIT_S)
+            offset, data, done = self.logs(id, offset, WAIT_S, token)
             if data:
                 on_log(data)
             yield done
@@ -155,7 +156,10 @@ class JobserverClient:
                     self._sender = self._thread(self._send)
                 elif len(self._outbox) == 1:
                     self._changed.notify_all()
-            entry.callbacks.append(callback)
+            if entry.job["meta"].get("job_folder") == data["meta"].get("job_folder"):
+                entry.callbacks.append(callback)
+            else:
+                entry.later.append((job, callback, parent))
 
     @staticmethod
     def _thread(target) -> threading.Thread:
@@ -248,6 +252,11 @@ class JobserverClient:
                 callback(outcome, error)
             except Exception:               # the caller's; the outcomes of other jobs must not be lost
                 log.exception("the callback for job %s failed", id)
+        for job, callback, parent in entry.later:
+            if error is None:
+                self.submit(job, callback, parent)
+            else:
+                callback(None, error)
 
     # --- questions ------------------------------------------------------------------------------------
 
@@ -270,12 +279,12 @@ class JobserverClient:
         """id -> {"state": queued, running, waiting, done, failed, canceled or unknown, "outcome": if it has ended}."""
         return self._post("/status", {"ids": [str(id) for id in ids]}, 0)["states"]
 
-    def logs(self, id: str, offset: int = 0, timeout_s: float = 0.0) -> _t.Tuple[int, bytes, bool]:
+    def logs(self, id: str, offset: int = 0, timeout_s: float = 0.0, token: _t.Optional[str] = None) -> _t.Tuple[int, bytes, bool]:
         """(new offset, what the job printed after ``offset``, whether that is all there will be).
 
-        Waits up to ``timeout_s`` for something to come.
+        Waits up to ``timeout_s`` for something to come.  ``token``: of the request that asked for the job.
         """
-        answer = self._post("/logs", {"id": str(id), "offset": offset, "timeout": timeout_s}, timeout_s)
+        answer = self._post("/logs", {"id": str(id), "offset": offset, "timeout": timeout_s, "token": token}, timeout_s)
         return answer["offset"], base64.b64decode(answer["data"]), answer["done"]
 
     def info(self) -> dict:

@@ -9,12 +9,13 @@ ends.  A job whose request broke off may still be running, and one that failed w
 """
 import logging
 import queue
+import re
 import threading
 import typing as _t
 
 from .checksum import Checksum
 from .dunders import execution_dunders
-from .errors import DeadlineError, JobCancelledError, JobError, JobWritten, SeamlessError, ServiceError
+from .errors import CacheMissError, DeadlineError, JobCancelledError, JobError, JobWritten, SeamlessError, ServiceError
 from .httpclient import HttpClient
 from .jobclient import Callback, JobserverClient
 from .record import minimal_record
@@ -26,6 +27,7 @@ _PING_S = 30.0              # it stops after a time without new requests, whatev
 _QUICK_S = 20.0
 log = logging.getLogger(__name__)
 _CANCELED = "Transformation was canceled"
+_CACHE_MISS = re.compile(r"(?:[\w.]+\.)?CacheMissError(?::\s*(.*))?$")
 _RUNTIME = ("wall_time_seconds", "cpu_user_seconds", "cpu_system_seconds", "memory_peak_bytes")
 
 
@@ -189,19 +191,24 @@ class JobserverClient1x:
         answer.expect(200)
         return self._outcome(job, answer.json() if text.startswith("{") else {"result_checksum": text}, again)
 
-    def _failure(self, text: str) -> JobError:
+    def _failure(self, text: str) -> SeamlessError:
         """What it said of a job that failed: a traceback, or a report; and then, between stars, what was printed."""
-        if not text.startswith("Traceback"):
-            return JobError("the command failed on the jobserver %s" % self.address, logs=text)
         traceback, stars, printed = text.partition("\n*****")
         traceback = traceback.rstrip()
-        return JobError(traceback.splitlines()[-1], traceback=traceback, logs=(stars + printed).strip())
+        last = traceback.rpartition("\n")[2]
+        missing = _CACHE_MISS.match(last)
+        if missing is not None:             # so that the session makes the input again
+            return CacheMissError("the jobserver %s found an input in none of its stores: %s" % (self.address, missing[1]))
+        if not text.startswith("Traceback"):
+            return JobError("the command failed on the jobserver %s" % self.address, logs=text)
+        return JobError(last, traceback=traceback, logs=(stars + printed).strip())
 
     def _outcome(self, job: Job, found: _t.Mapping, again: bool) -> Outcome:
         if "remote_job_written" in found:
             return Outcome.failure(JobWritten(JobWritten.PREFIX + found["remote_job_written"].partition(":")[2]))
         result, said = Checksum(found.get("result_checksum")), found.get("record_runtime") or {}
         runtime = {name.replace("cpu_", "cpu_time_"): said[name] for name in _RUNTIME if said.get(name) is not None}
+        # The minimal record also with ``record``: what a full one says of the machine, only the other side knows.
         if job.checksum in self._callbacks and not job.meta.fresh:
             self._stores.results.put(job.checksum, result, minimal_record(job.checksum, result, runtime, "remote", "jobserver"), again)
         wanted = job.meta.scratch or (self._stores.buffers.length(result) or 0) <= INLINE_BYTES

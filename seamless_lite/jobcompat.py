@@ -12,7 +12,7 @@ import typing as _t
 
 from .checksum import Checksum
 from .dunders import execution_meta
-from .errors import JobWritten, SeamlessError
+from .errors import CacheMissError, JobWritten, SeamlessError
 from .httpbase import HttpError, Reply, Request
 from .jobs import Asker, Jobs
 from .transformation import Job, Outcome, Recipe
@@ -54,8 +54,9 @@ class Compat:
         if type(error).__name__ == "JobCancelledError":
             return "Transformation was canceled"
         text = _failure_text(error, outcome.logs)
-        with self._lock:
-            self._failures[key] = (time.monotonic(), text)
+        if not isinstance(error, CacheMissError):       # that cost nothing, and the input may come
+            with self._lock:
+                self._failures[key] = (time.monotonic(), text)
         return Reply(text, 500)
 
     def _job(self, data: bytes) -> Job:

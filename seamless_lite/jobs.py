@@ -243,11 +243,11 @@ class Jobs:
     def _begin(self, entry: Entry, new: "_Prepared") -> None:
         """Queue the job of an entry, unless it is known.  The lock is held."""
         old = self._entries.get(new.id)
-        if old is not None:
+        if old is not None and old.outcome is not None:
             runs = old.earlier if old.outcome.get("cached") else (*old.earlier, old)
             entry.earlier = runs[-_REPEATS:]
         self._entries[new.id] = entry
-        entry.again = new.meta.again
+        entry.again, entry.data = new.meta.again, {}
         if new.known is not None:
             self._end(entry, new.known, None)
             return
@@ -263,9 +263,9 @@ class Jobs:
         while self._due:
             with self._lock:
                 id = self._due.popleft() if self._due else ""
-                entry = next(iter(self._later.get(id, ())), None)
-            if entry is None:
-                continue
+                current, entry = self._entries.get(id), next(iter(self._later.get(id, ())), None)
+            if entry is None or current is not None and current.outcome is None:
+                continue                    # all were cancelled, and then it was asked for again
             broken: _t.Dict[str, dict] = {}
             try:
                 prepared = self._prepare({id: entry.data}, broken)
@@ -455,7 +455,6 @@ class Jobs:
         with self._lock:
             killed = [id for id in ids if self._withdraw(id, lambda asker: force or asker.client == client)]
             entries = [self._entries[id] for id in killed]
-            self._forget()
         for id in killed:
             self.pool.cancel(id)
         self.wait(entries, _KILL_S)
@@ -492,7 +491,9 @@ def _suits(entry: Entry, meta: _t.Mapping) -> bool:
         return False
     if not entry.keep and not meta.get("scratch"):
         entry.keep = True                   # first this: the recorder looks at it after it has said that it is recording
-        return not entry.recording
+        if entry.recording:
+            entry.keep = False
+            return False
     return True
 
 

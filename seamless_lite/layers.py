@@ -1,12 +1,16 @@
 """Several stores that look like one: one is written, all are read, in order.
 
-A layer that does not answer or cannot be read is left out with a warning; the one that is written must answer.
+A layer that does not answer or cannot be read is left out for a while, with a warning; the one that is written must answer.
 """
 import logging
+import time
 import typing as _t
 
+from .checksum import Checksum
 from .errors import SeamlessError
 
+#: A layer that failed is asked again after so long: a locked table or a service that restarts comes back.
+LEFT_OUT_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -17,6 +21,7 @@ class _Layers:
 
     def __init__(self, top, others: _t.Sequence = (), near: _t.Sequence = ()):
         self._top, self._layers = top, [*near, top, *others]
+        self._left_out: _t.Dict[int, float] = {}        # id of a layer that failed -> when it is asked again
 
     @property
     def top(self):
@@ -34,7 +39,7 @@ class _Layers:
 
     def first(self, ask: _t.Callable[[_t.Any], _t.Any]):
         """The first ``ask(layer)`` that is not None."""
-        for layer in list(self._layers):
+        for layer in self._layers:
             found = self._guarded(layer, ask, None)
             if found is not None:
                 return found
@@ -44,13 +49,16 @@ class _Layers:
         return self._guarded(layer, lambda layer: getattr(layer, method)(*arguments), default)
 
     def _guarded(self, layer, ask, default):
+        again = self._left_out.get(id(layer))
+        if again is not None and time.monotonic() < again:
+            return default
         try:
             return ask(layer)
         except SeamlessError as exc:
             if layer is self._top and self.strict:
                 raise
-            log.warning("left out from now on: %s", exc)
-            self._layers = [other for other in self._layers if other is not layer]
+            self._left_out[id(layer)] = time.monotonic() + LEFT_OUT_S
+            log.log(logging.WARNING if again is None else logging.DEBUG, "left out for %d s: %s", LEFT_OUT_S, exc)
             return default
 
     def close(self) -> None:
@@ -84,7 +92,7 @@ class LayeredBuffers(_Layers):
         """For each of ``checksums`` the first answer that is not ``nothing``."""
         names = list(checksums)
         found, missing = [nothing] * len(names), list(range(len(names)))
-        for layer in list(self._layers):
+        for layer in self._layers:
             for n, answer in zip(missing, self._ask(layer, method, (), [names[n] for n in missing]) if missing else ()):
                 found[n] = answer
             missing = [n for n in missing if found[n] is nothing]
@@ -96,7 +104,7 @@ class LayeredBuffers(_Layers):
 
     def get_small(self, checksums, largest, total):
         missing, found = list(checksums), {}
-        for layer in list(self._layers):
+        for layer in self._layers:
             left = total - sum(len(data or b"") for data in found.values())
             found.update(self._ask(layer, "get_small", {}, missing, largest, left) if missing else {})
             missing = [name for name in missing if name not in found]
@@ -106,12 +114,26 @@ class LayeredBuffers(_Layers):
 class LayeredResults(_Layers):
     """A result store made of others; see ``MemoryResults`` for what each method promises."""
 
+    def get(self, transformation):
+        for layer in self._layers:
+            found = self._ask(layer, "get", None, transformation)
+            if found is not None:
+                return None if layer is not self._top and self._irreproducible([transformation]) else found
+        return None
+
     def get_many(self, transformations):
+        names = list(map(Checksum, transformations))
         found: dict = {}
-        for layer in list(self._layers):
-            missing = [name for name in transformations if name not in found]
-            found.update(self._ask(layer, "get_many", {}, missing))
+        for layer in self._layers:
+            missing = [name for name in names if name not in found]
+            more = self._ask(layer, "get_many", {}, missing) if missing else {}
+            doubted = self._irreproducible(more) if layer is not self._top else ()
+            found.update((name, result) for name, result in more.items() if name not in doubted)
         return found
+
+    def _irreproducible(self, names) -> set:
+        """Those that yielded something else here than in a layer that is only read."""
+        return self._guarded(self._top, lambda top: {name for name in names if top.irreproducible(name)}, set())
 
     def recent(self, before=None):
         n, before = before or (0, None)
@@ -123,4 +145,4 @@ class LayeredResults(_Layers):
         return rows
 
     def reverse(self, result):
-        return list(dict.fromkeys(name for layer in list(self._layers) for name in self._ask(layer, "reverse", [], result)))
+        return list(dict.fromkeys(name for layer in self._layers for name in self._ask(layer, "reverse", [], result)))

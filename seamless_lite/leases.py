@@ -11,8 +11,6 @@ import threading
 import typing as _t
 import weakref
 
-from .errors import SeamlessError
-
 #: ``seamless-gc`` keeps what was used in the last hour at least.
 RENEW_S = 900.0
 log = logging.getLogger(__name__)
@@ -43,6 +41,7 @@ class Lease:
                 return
             try:
                 renew()
-            except SeamlessError as exc:    # the store is away: it will be asked again
-                log.debug("the lease could not be renewed: %s", exc)
+            except Exception as exc:        # the store is away, the disk is full: it will be asked again
+                log.warning("what is needed here could not be kept from seamless-gc, and will be tried again in %d s: %s",
+                            RENEW_S, str(exc) or type(exc).__name__)      # the exception itself would keep the owner alive
             del renew

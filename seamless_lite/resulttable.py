@@ -198,6 +198,8 @@ class ResultTable:
                 return db.execute(sql, parameters).fetchall()
             except (sqlite3.Error, OSError) as exc:
                 self._disconnect()
+                if not self.writable and "no such table" in str(exc):   # an older Seamless made it, and we may not add what is new
+                    return []
                 raise self._sentence(exc) from exc
 
     def write(self, function: _t.Callable[[sqlite3.Connection], _t.Any]):

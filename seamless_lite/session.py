@@ -17,7 +17,7 @@ import typing as _t
 from . import stores as stores_module
 from .checksum import Checksum
 from .cpus import usable_cpus
-from .errors import ConfigurationError, FunctionError, SeamlessError
+from .errors import FunctionError, JobCancelledError, SeamlessError, ServiceError
 from .supply import Supply
 from .transformation import Job, Meta, Outcome, Recipe, Request
 
@@ -50,8 +50,8 @@ class Session:
         self._pure = settings is not None and settings.remote is not None and not settings.persistent
         self.supply = Supply(lambda: self.store, lambda: [session.supply for session in others()], who, self._pure)
         self._who = who
-        self._in_flight: _t.Dict[Checksum, _t.Any] = {}
-        self._interest: "collections.Counter[Checksum]" = collections.Counter()    # who asked for what is in flight
+        self._in_flight: _t.Dict[str, _t.Any] = {}
+        self._interest: "collections.Counter[str]" = collections.Counter()    # who asked for what is in flight
         self._running = threading.local()
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -61,6 +61,8 @@ class Session:
         self._temporary: _t.Any = None
         self._lease: _t.Any = None
         self._mender: _t.Any = None
+        self._makers: _t.List[_t.Any] = []      # that make inputs of jobs in flight again
+        self._metas: _t.Dict[Checksum, Meta] = {}       # with which this session ran what it ran
 
     # --- stores ---------------------------------------------------------------------------------------
 
@@ -187,11 +189,12 @@ class Session:
             raise FunctionError("transformation %s calls itself with the same arguments, so it can never end; "
                                 "give the inner call other arguments" % checksum)
         with self._lock:
-            future = self._in_flight.get(checksum)
+            key = _key(checksum, meta)
+            future = self._in_flight.get(key)
             mine = future is None
             if mine:
-                future = self._in_flight[checksum] = Future()
-            self._interest[checksum] += 1
+                future = self._in_flight[key] = Future()
+            self._interest[key] += 1
         if not mine:
             return self.wait(checksum, future)
         running.append(checksum)
@@ -205,7 +208,7 @@ class Session:
             raise
         finally:
             running.pop()
-            self._landed(checksum)
+            self._landed(key)
         return outcome
 
     def rerun(self, recipe: Recipe, meta: Meta = Meta(), log_fd: _t.Optional[int] = None) -> Outcome:
@@ -213,7 +216,16 @@ class Session:
 
         The bytes of the result are in the outcome and nowhere else; those of a deep one are in the store.
         """
-        outcome = self._perform(recipe, self._meta(meta)._replace(scratch=True, fresh=True), {}, {}, log_fd)
+        with self._lock:
+            self._interest[recipe.checksum] += 1
+        try:
+            outcome = self._perform(recipe, self._meta(meta)._replace(scratch=True, fresh=True), {}, {}, log_fd)
+        finally:
+            with self._lock:
+                if self._interest[recipe.checksum] <= 1:
+                    del self._interest[recipe.checksum]
+                else:
+                    self._interest[recipe.checksum] -= 1
         if outcome.cached:
             raise ServiceError("the %s is of an older version and does not run again what it knows: stop it with "
                                "seamless-service stop" % (self.settings.remote or "jobserver"))
@@ -226,11 +238,19 @@ class Session:
         if not _lacks_input(outcome):
             return outcome
         from . import fingertip             # hardly ever needed
-        error = fingertip.mend(self, [recipe])[recipe.checksum]
-        if error is not None:
-            return Outcome.failure(error)
-        [inline] = self.supply.push([(recipe, buffers, files)])
-        return self._executor(meta).run(Job(recipe, meta, inline), log_fd)
+        with fingertip.Maker(self) as maker:
+            maker.add(recipe.checksum)
+            error: _t.Optional[SeamlessError]
+            try:
+                error = fingertip.mend(maker, [recipe])[recipe.checksum]
+            except JobCancelledError as exc:
+                error = exc
+            if error is None and not maker.works_for(recipe.checksum):
+                error = fingertip.cancelled()
+            if error is not None:
+                return Outcome.failure(error)
+            [inline] = self.supply.push([(recipe, buffers, files)])
+            return self._executor(meta).run(Job(recipe, meta, inline), log_fd)
 
     def submit(self, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Checksum, bytes] = {}, value: bool = True):
         """Like ``run``, but returns a ``concurrent.futures.Future`` of the outcome at once."""
@@ -247,11 +267,12 @@ class Session:
                 if checksum in hits:
                     futures.append(done(hits[checksum]))
                     continue
-                self._interest[checksum] += 1
-                if checksum not in self._in_flight:
-                    self._in_flight[checksum] = Future()
+                key = _key(checksum, request.meta)
+                self._interest[key] += 1
+                if key not in self._in_flight:
+                    self._in_flight[key] = Future()
                     new.append(request)
-                futures.append(self._in_flight[checksum])
+                futures.append(self._in_flight[key])
         try:
             inlines = self.supply.push([(recipe, buffers, {}) for recipe, _, buffers, _ in new])
             for inline in inlines:
@@ -261,14 +282,14 @@ class Session:
                 started.add_done_callback(self._finisher(request))
         except BaseException as exc:
             for request in new:
-                self._landed(request.recipe.checksum).set_exception(exc)
+                self._landed(_key(request.recipe.checksum, request.meta)).set_exception(exc)
             raise
         return futures
 
     def _finisher(self, request: Request):
         """What to do when the executor's future of this job has ended."""
         def land(ended):
-            future = self._landed(request.recipe.checksum)
+            future = self._landed(_key(request.recipe.checksum, request.meta))
             try:
                 outcome = ended.result()
                 self._finish(request.recipe, request.meta, outcome)
@@ -291,6 +312,20 @@ class Session:
             if self._mender is None:
                 self._mender = fingertip.Mender(self)
         self._mender.put(request, land)
+
+    def begin_making(self, maker) -> None:
+        """``maker`` works for jobs in flight: it hears of those that are cancelled."""
+        with self._lock:
+            self._makers.append(maker)
+
+    def end_making(self, maker) -> None:
+        """The end of ``begin_making``."""
+        with self._lock:
+            self._makers.remove(maker)
+
+    def ran_with(self, checksum: Checksum) -> _t.Optional[Meta]:
+        """The ``Meta`` with which this session ran the recipe with this checksum; None if it is not known."""
+        return self._metas.get(checksum)
 
     def resubmit(self, requests: _t.Sequence[Request]) -> _t.List[_t.Any]:
         """For ``Mender``: futures of the outcomes of jobs that are in flight already."""
@@ -319,9 +354,17 @@ class Session:
     def cancel(self, checksum: Checksum) -> None:
         """Kill the job with this id, unless others of this session have asked for it too."""
         with self._lock:
-            self._interest[checksum] -= 1
-            if self._interest[checksum] > 0:
-                return
+            if self._interest.get(checksum, 0) > 0:         # a job that was run and interrupted has left already
+                self._interest[checksum] -= 1
+                if self._interest[checksum] > 0:
+                    return
+            makers = list(self._makers)
+        for maker in makers:
+            maker.cancel(checksum)
+        self.kill(checksum)
+
+    def kill(self, checksum: Checksum) -> None:
+        """Have the executors cancel this job, whoever asked for it."""
         for executor in (self._in_process, self._remote):
             if executor is not None:
                 executor.cancel(checksum)
@@ -358,6 +401,7 @@ class Session:
         self._in_flight, self._interest = {}, collections.Counter()
         self.supply.after_fork()
         self._in_process = self._mender = self._lease = None
+        self._makers = []
         if self._remote is not None:
             self._remote.after_fork()
 
@@ -377,11 +421,11 @@ class Session:
 
     # --- the parts ------------------------------------------------------------------------------------
 
-    def _landed(self, checksum: Checksum):
+    def _landed(self, key: str):
         """The job is not in flight any more; returns its future."""
         with self._lock:
-            self._interest.pop(checksum, None)
-            return self._in_flight.pop(checksum, None)
+            self._interest.pop(key, None)
+            return self._in_flight.pop(key, None)
 
     def _remember(self, checksum: Checksum, result: Checksum) -> None:
         if len(self._known) >= KNOWN_RESULTS:
@@ -391,12 +435,20 @@ class Session:
     def _finish(self, recipe: Recipe, meta: Meta, outcome: Outcome) -> None:
         if outcome.result is None:
             return
+        if meta.fresh:                      # somebody makes it again, and sees whether it is the same
+            if outcome.buffer is not None:
+                self.supply.keep_made(outcome.result, outcome.buffer)
+            return
         self._remember(recipe.checksum, outcome.result)
+        if not outcome.cached:
+            if len(self._metas) >= KNOWN_RESULTS:
+                self._metas.clear()
+            self._metas[recipe.checksum] = meta
         if not meta.scratch:
             self.supply.note_stored(outcome.result)
         if outcome.buffer is not None:
             if meta.scratch:
-                self.supply.scratch[outcome.result] = outcome.buffer
+                self.supply.keep(outcome.result, outcome.buffer)
             else:
                 self.supply.recent.put(outcome.result, outcome.buffer)
 
@@ -458,6 +510,11 @@ class Session:
         connection = self.connect().get(self.settings.remote)
         assert connection is not None       # settings and services agree on what there is
         return services.client(connection)
+
+
+def _key(checksum: Checksum, meta: Meta) -> str:
+    """The name of a job in flight: one that is only written to a folder has no result for others."""
+    return checksum + meta.job_folder
 
 
 def _lacks_input(outcome: Outcome) -> bool:

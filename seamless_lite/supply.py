@@ -41,6 +41,8 @@ class Supply:
         self._open, self._others, self._who, self._travels = store, others, who, travels
         self.recent = Recent()
         self.scratch: _t.Dict[Checksum, bytes] = {}
+        self._made: _t.Set[Checksum] = set()        # those of scratch that were only made again
+        self._wanted: "collections.Counter[Checksum]" = collections.Counter()       # by how many, of what may be among these
         self._ahead: "collections.OrderedDict[Checksum, None]" = collections.OrderedDict()
         self._ahead_bytes = AHEAD_FIRST
         self._here: _t.Set[Checksum] = set()        # known to be in the store
@@ -63,6 +65,35 @@ class Supply:
         """The bytes, if they are in memory."""
         data = self.recent.get(checksum)
         return self.scratch.get(checksum) if data is None else data
+
+    def keep(self, checksum: Checksum, data: bytes) -> None:
+        """Hold a result that is kept nowhere else, as long as the session lives."""
+        with self._lock:
+            self.scratch[checksum] = data
+            self._made.discard(checksum)
+
+    def keep_made(self, checksum: Checksum, data: bytes) -> None:
+        """Hold a result that was only made again until nobody claims it any more."""
+        with self._lock:
+            if self._wanted[checksum] > 0 and checksum not in self.scratch:
+                self.scratch[checksum] = data
+                self._made.add(checksum)
+
+    def claim(self, names: _t.Iterable[Checksum]) -> None:
+        """What is made again of these is needed for a while."""
+        with self._lock:
+            self._wanted.update(names)
+
+    def release(self, names: _t.Iterable[Checksum]) -> None:
+        """The end of ``claim``."""
+        with self._lock:
+            for name in names:
+                self._wanted[name] -= 1
+                if self._wanted[name] <= 0:
+                    del self._wanted[name]
+                    if name in self._made:
+                        self._made.remove(name)
+                        self.scratch.pop(name, None)
 
     def get(self, checksum: Checksum) -> bytes:
         """The bytes with this checksum.  Raises ``CacheMissError`` if they are neither in memory nor in the store."""
@@ -163,10 +194,12 @@ class Supply:
         """For each (recipe, buffers, files) store what is missing; returns the small buffers, which travel inside the jobs."""
         if self._travels:
             return self._pack(needs)
+        self._carry_inputs(needs)
         inlines, large, files = [], {}, {}
-        for recipe, buffers, paths in needs:
-            if self.scratch:
-                buffers = {**{name: self.scratch[name] for name in recipe.inputs() if name in self.scratch}, **buffers}
+        for (recipe, buffers, paths), lacks in zip(needs, self._hold(needs)):
+            lacks = {*lacks, *(name for name in recipe.inputs() if name in self.scratch)}
+            held = {name: data for name, data in ((name, self.held(name)) for name in lacks) if data is not None}
+            buffers = {**held, **buffers} if held else buffers
             inline: _t.Dict[Checksum, bytes] = {}
             total = 0
             for name, data in buffers.items():
@@ -179,8 +212,6 @@ class Supply:
             files.update(paths)
         if large or files:
             self.push_buffers(large, files)
-        self._carry_inputs(needs)
-        self._hold(needs)
         return inlines
 
     def _pack(self, needs: _t.Sequence[Need]) -> _t.List[_t.Dict[Checksum, bytes]]:
@@ -197,8 +228,11 @@ class Supply:
             packs.append(pack)
         return packs
 
-    def _hold(self, needs: _t.Sequence[Need]) -> None:
-        """Ask for inputs that are only named, and for their leaves: what was asked for is not deleted for a while (see gc.py)."""
+    def _hold(self, needs: _t.Sequence[Need]) -> _t.List[_t.Set[Checksum]]:
+        """Ask for inputs that are only named, and for their leaves: what was asked for is not deleted for a while (see gc.py).
+
+        Returns for each job what the store lacks of them, as far as it was asked.
+        """
         from .references import index_leaves, is_deep_pin       # a hit pushes nothing
         now_s = time.monotonic()
         names: _t.Set[Checksum] = set()
@@ -209,10 +243,21 @@ class Supply:
                     names.add(Checksum(checksum))
                     if is_deep_pin(recipe, name):
                         deep.add(Checksum(checksum))
-        if names:
-            leaves = {leaf for data in self.get_many(deep).values() for leaf in index_leaves(data)} if deep else ()
-            self.store.has(names.union(leaves))
-            self._note_held(names)
+        if not names:
+            return [set() for _ in needs]
+        leaves = {name: index_leaves(data) for name, data in self.get_many(deep).items()} if deep else {}
+        missing = _missing(self.store, names.union(*leaves.values()))
+        self._note_held(name for name in names - missing if missing.isdisjoint(leaves.get(name, ())))
+        if not missing:
+            return [set() for _ in needs]
+        return [missing.intersection(recipe.inputs()) | {leaf for name in recipe.inputs() for leaf in leaves.get(name, ()) if leaf in missing}
+                for recipe, _, _ in needs]
+
+    def note_gone(self, names: _t.Iterable[Checksum]) -> None:
+        """The store lacks these, or some of their leaves: the next job that needs them asks anew."""
+        for name in names:
+            self._here.discard(name)
+            self._held_s.pop(name, None)
 
     def _note_held(self, names: _t.Iterable[Checksum]) -> None:
         if len(self._held_s) >= KNOWN:

@@ -26,7 +26,7 @@ from .execute import execute
 from .folder import MemoryBuffers
 from .record import cached_outcome, record_of
 from .stores import Stores, open_stores
-from .transformation import INLINE_BYTES, Job, Outcome, Recipe
+from .transformation import INLINE_BYTES, Job, Outcome
 
 #: So much of the end of a job's output goes into its outcome.
 TAIL_BYTES = 1 << 16
@@ -98,10 +98,21 @@ def _execute(job: Job, stores: Stores, log_fd, run_dir, cancelled) -> Outcome:
     if length is None:
         raise CorruptBufferError("the result %s of job %s is not in the store that took it" % (result, job.checksum))
     if job.meta.record:
-        from .buckets import details        # few want to know so much
-        runtime["record"] = details(job, buffers, started_s, length)
+        runtime["record"] = _details(job, buffers, started_s, length)
     data = store.get(result) if scratch or length <= INLINE_BYTES else None
     return Outcome(result, buffer=data, runtime=runtime)
+
+
+def _details(job: Job, buffers, started_s: float, length: int) -> _t.Optional[dict]:
+    """What makes the record a full one; None, which leaves the minimal one, if that cannot be had: the result is there all the same."""
+    try:
+        from .buckets import details        # few want to know so much
+        return details(job, buffers, started_s, length)
+    except Exception as exc:                # a full disk, a strange machine
+        import logging                      # hardly ever needed
+        logging.getLogger(__name__).warning("the full record of job %s could not be made, so it gets a minimal one: %s: %s",
+                                            job.checksum, type(exc).__name__, exc)
+        return None
 
 
 class _ScratchStore(MemoryBuffers):

@@ -236,6 +236,7 @@ def test_what_nests_too_deep_is_refused_and_never_a_recursion_error(opening, clo
 
 @pytest.mark.parametrize("piece", [
     "a;", "a\n", "a|", "\\a", "''", '"" ', "$x", "[", "a[", "`a` ", "(a);", "((1));", "cat <<E\nE\n", "x\\\n", "*?", ">a ", "#", "!{", "{x", "@("])
+@pytest.mark.slow
 def test_long_commands_are_parsed_or_refused(piece):
     we_accept(piece * (100000 // len(piece)) + "a")
 

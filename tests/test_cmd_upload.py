@@ -242,6 +242,7 @@ def test_a_linked_file_is_verified_when_its_time_says_nothing(here):
     assert not [path for path in pathlib.Path("buffers").rglob("*") if sha(b"alpha\n") in path.name]
 
 
+@pytest.mark.slow
 def test_a_killed_upload_leaves_only_whole_buffers_and_can_be_repeated(here):
     for n in range(1500):
         (here / "d" / ("f%d" % n)).write_bytes(b"%d\n" % n * 50)

@@ -357,6 +357,7 @@ def test_a_directory_with_sidecars_is_not_read(here):
         build(here, "ls", "d")
 
 
+@pytest.mark.slow
 def test_a_directory_of_10000_files(tmp_path):
     (tmp_path / "big").mkdir()
     for number in range(10000):

@@ -190,6 +190,29 @@ def test_the_same_job_of_two_clients_is_one(shared, tmp_path):
     other.close()
 
 
+@pytest.mark.parametrize("asker", ["client", "job"])
+def test_a_result_is_recorded_and_kept_for_who_asks_while_it_is_only_computed_again(tmp_path, make, asker):
+    """For Dask both are one task; a job that asks is not known to the daskserver."""
+    server = make(workers=2)
+    child = "def f(path):\n    import os, time\n    open(path, 'a').write('x')\n    while not os.path.exists(path + '.go'): time.sleep(0.02)\n    return 4\n"
+    job = make_job(child, path=str(tmp_path / "n"))
+    in_background(server.client.run, job._replace(meta=Meta(scratch=True, fresh=True)))
+    until((tmp_path / "n").exists)
+    other = JobserverClient(server.client._http.address, SECRET)
+    driver = nested("open(path + '.driver', 'w').close(); return call(%r, path=path)" % child, path=str(tmp_path / "n"))
+    values = in_background(other.run, job if asker == "client" else driver)
+    if asker == "job":
+        until((tmp_path / "n.driver").exists)
+    time.sleep(0.7)                         # it asks
+    (tmp_path / "n.go").write_text("")
+    assert until(lambda: values)[0].buffer == b"4\n"
+    stores = open_stores(server.spec)
+    result = stores.results.get(job.checksum)
+    assert result is not None and stores.buffers.get(result) == b"4\n" and (tmp_path / "n").read_text() == "xx"
+    stores.close()
+    other.close()
+
+
 def test_a_scratch_result_comes_back_whole_and_is_not_stored(shared):
     job = make_job("def f(n):\n    return 'x' * n\n", Meta(scratch=True), n=3_000_000)
     outcome = shared.client.run(job)

@@ -507,6 +507,7 @@ def test_a_folder_is_known_by_its_mark(tmp_path):
 
 
 def test_the_stores_of_a_cluster_are_served_on_tcp_with_its_own_secret(tmp_path):
+    from seamless_lite.checksum import Checksum
     from seamless_lite.daskstores import NodeStores, on_node
     from seamless_lite.errors import SeamlessError
     from seamless_lite.stores import open_stores
@@ -520,9 +521,10 @@ def test_the_stores_of_a_cluster_are_served_on_tcp_with_its_own_secret(tmp_path)
             node = open_stores(far, served.secret)
             assert isinstance(node.buffers, LayeredBuffers) == ("near" in far["buffers"])
             result = node.buffers.put(repr(far).encode())
-            node.results.put("a" * 64, result)
-            assert stores.buffers.get(result) == repr(far).encode() and stores.results.get("a" * 64) == result
-            assert node.buffers.get(there) == b"there" and node.results.get("a" * 64) == result
+            name = Checksum.of(b"transformation " + result.encode())        # the first result of a transformation stays
+            node.results.put(name, result)
+            assert stores.buffers.get(result) == repr(far).encode() and stores.results.get(name) == result
+            assert node.buffers.get(there) == b"there" and node.results.get(name) == result
             node.close()
         elsewhere = on_node({**served.spec, "buffers": {**served.spec["buffers"], "mark": "another"}})
         assert "near" not in elsewhere["buffers"]

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from seamless_lite import database
 from seamless_lite.checksum import Checksum
 from seamless_lite.database import DatabaseClient, DatabaseService
 from seamless_lite.errors import SeamlessError, ServiceError
@@ -338,3 +339,17 @@ def test_an_idle_server_is_small(program, tmp_path):
         with open("/proc/%d/status" % child.pid) as status:
             [size] = [line for line in status if line.startswith("VmRSS")]
         assert int(size.split()[1]) < 30 << 10, command
+
+
+def test_a_database_that_knows_of_no_irreproducible_ones_is_asked_once(table, monkeypatch):
+    monkeypatch.delitem(database._READERS, "irreproducible")
+    asked, ask = [], DatabaseClient._ask
+    monkeypatch.setattr(DatabaseClient, "_ask", lambda self, method, target, query, *also: (
+        asked.append(query.get("type") if method == "GET" else None), ask(self, method, target, query, *also))[1])
+    service = DatabaseService(table)
+    service.routes = [route for route in service.routes if route[0] != "POST"]
+    with start(service, Listen(host="127.0.0.1", port=0)) as running:
+        client = DatabaseClient(running.address)
+        client.put_many([(A, R, None), (A, R, None), (B, R, None)])
+        assert client.irreproducible(A) == [] and client.get(B) == R
+    assert asked.count("irreproducible") == 1

@@ -232,6 +232,7 @@ DRIVER = """\
 
 @pytest.mark.parametrize("setup", ["seamless_lite.config.init()", "seamless_lite.spawn(1)",
                                    "seamless_lite.spawn(1); seamless_lite.config.init()", ""])
+@pytest.mark.slow
 def test_a_driver_with_100_children_works_with_one_worker_on_every_backend(lab, setup):
     lab.configure(REMOTE, workers=1)
     out = lab.python(DRIVER.format(setup=setup), check=False)

@@ -346,6 +346,7 @@ def test_plain_recursion_stays_plain_whatever_the_function_is_called():
         assert run(text, globals_={"K": 7}, n=3) == 10
 
 
+@pytest.mark.slow
 def test_recursion_to_depth_20_with_one_worker_makes_20_jobs(tmp_path):
     script = tmp_path / "recursion.py"
     script.write_text(textwrap.dedent("""

@@ -125,7 +125,7 @@ def test_a_damaged_table_of_a_colleague_is_left_out(folders, caplog):
     (folders.theirs / "__TOPLEVEL__/seamless.db").write_bytes(b"no table" * 1000)
     done = folders.run()
     assert done.stdout == b"a\nb\n" and folders.runs() == 2
-    assert done.stderr.decode().startswith("left out from now on: the result table %s" % (folders.theirs / "__TOPLEVEL__"))
+    assert done.stderr.decode().startswith("left out for 60 s: the result table %s" % (folders.theirs / "__TOPLEVEL__"))
 
 
 def test_a_folder_that_is_not_there_is_a_warning_and_one_that_cannot_be_an_error(folders):

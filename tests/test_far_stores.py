@@ -386,6 +386,7 @@ def test_a_server_that_is_silent_for_too_long_counts_as_lost(tmp_path, monkeypat
         service.stopping.set()
 
 
+@pytest.mark.slow
 def test_workers_wait_for_a_line_that_another_process_looks_after(tmp_path):
     path = str(tmp_path / "h")
     opened = stores.open_stores({"buffers": {"address": "unix://" + path, "patient": True}})

@@ -9,7 +9,7 @@ import pytest
 from seamless_lite import fingertip
 from seamless_lite.celltypes import serialize
 from seamless_lite.checksum import Checksum
-from seamless_lite.errors import CacheMissError
+from seamless_lite.errors import CacheMissError, SeamlessError
 from seamless_lite.jobs import Asker
 from seamless_lite.jobserver import JobServer
 from seamless_lite.session import Session
@@ -236,7 +236,7 @@ def test_a_recomputation_neither_looks_up_nor_records(lab):
         (lab.folder / "log2").write_text("before")
 
 
-def test_a_job_that_is_wanted_while_it_is_recomputed_is_recorded_unless_it_is_strict_and_another(lab):
+def test_a_job_that_is_wanted_while_it_is_recomputed_runs_after_that_and_is_recorded_unless_it_is_strict_and_another(lab):
     source = "def slow(n, log):\n    import os, time\n    open(log, 'a').write('s')\n    while not os.path.exists(log + '2'):\n" \
              "        time.sleep(0.01)\n    return n\n"
     recipe, buffers = lab.recipe(source, n=7)
@@ -257,10 +257,11 @@ def test_a_job_that_is_wanted_while_it_is_recomputed_is_recorded_unless_it_is_st
         assert server.jobs.stores.results.get(recipe.checksum) == result and server.jobs.stores.buffers.has([result]) == [True]
     finally:
         server.close()
-    assert lab.runs() == "s"
+    assert lab.runs() == "ss"
 
 
 @pytest.mark.parametrize("options", [{}, {"workers": 1}], ids=["in process", "workers"])
+@pytest.mark.slow
 def test_of_two_programs_that_run_the_same_at_the_same_moment_the_first_result_stays(lab, options, caplog):
     source = function("a", "__import__('time').sleep(0.5) or __import__('os').urandom(9).hex()", "n")
     with lab.program(**options) as one, lab.program(**options) as other:
@@ -308,3 +309,127 @@ def test_a_dependency_that_makes_something_else_now_is_named(processes):        
     (processes.work / "file").write_text("two")
     words = processes.python(code % 2).split()
     assert words[:5] == ["None", "transformation", words[-1], "is", "irreproducible:"]
+
+
+def command(lab, session, text, **inputs):
+    """The recipe of a command; what it needs is stored."""
+    pins = {name: ("bytes", None, checksum) for name, checksum in inputs.items()}
+    return Recipe("bash", {"code": ("text", None, session.store.put(text.encode())), **pins}, ("result", "bytes", None))
+
+
+def test_a_command_whose_variables_are_not_known_keeps_its_result_and_one_that_this_session_ran_gets_them_again(lab):
+    variables = Meta(metavars={"V": "1"})
+    with lab.program() as session:
+        maker = command(lab, session, 'echo "v=${META__V-none}" > RESULT')
+        result = session.run(maker, variables).result
+        os.unlink(session.store.path(result))
+        session.supply.recent = type(session.supply.recent)()
+        first = session.run(command(lab, session, "cat x x x > RESULT", x=result))
+        assert first.exception() is None and first.buffer == 3 * b"v=1\n"
+        os.unlink(session.store.path(result))
+    with lab.program() as session:
+        consumer = command(lab, session, "cat x x > RESULT", x=result)
+        error = str(session.run(consumer).exception())
+        for part in (maker.checksum, result, Checksum.of(b"v=none\n"), "--metavar", "conda environment"):
+            assert part in error
+        assert session.stores.results.get(maker.checksum) == result
+        assert session.stores.results.irreproducible(maker.checksum) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}], ids=["in process", "workers"])
+@pytest.mark.parametrize("way", ["run", "submit"])
+def test_an_input_or_a_leaf_that_only_this_process_remembers_travels_with_the_job(lab, options, way):
+    with lab.program(**options) as session:
+        def ended(recipe):
+            return session.run(recipe) if way == "run" else session.submit(recipe).result(30)
+        _, outcome = lab.run(session, A, n=3)
+        leaf = session.store.put(serialize(1, "mixed"))
+        index = session.store.put(serialize({"one": leaf}, "plain"))
+        assert session.supply.get(leaf) and session.supply.get(index) and session.supply.held(outcome.result)
+        deep, buffers = lab.recipe(function("c", "data['one']", "data"), data=(index, "folder"))
+        session.store.put_many(buffers.values())
+        lab.runs()
+        for recipe, gone in ((command(lab, session, "cat x > RESULT", x=outcome.result), [outcome.result]), (deep, [index, leaf])):
+            for name in gone:
+                os.unlink(session.store.path(name))
+            assert ended(recipe).exception() is None
+        assert lab.runs() == "c"                # nothing was made again
+
+
+@pytest.mark.parametrize("way", ["run", "submit"])
+def test_a_job_that_is_cancelled_while_its_input_is_made_again_does_not_run_and_nor_does_what_makes_it(lab, way):
+    with lab.program() as session:
+        maker = command(lab, session, "echo a >> %s; while test -e %s.wait; do sleep 0.05; done; echo 1 > RESULT" % (lab.log, lab.log))
+        result = session.run(maker).result
+        os.unlink(session.store.path(result))
+        assert lab.runs() == "a\n"
+    (lab.folder / "log.wait").touch()
+    with lab.program() as session:
+        consumer, outcomes = command(lab, session, "cat x > RESULT; echo b >> %s" % lab.log, x=result), []
+        thread = threading.Thread(target=lambda: outcomes.append(
+            session.run(consumer) if way == "run" else session.submit(consumer).result(20)))
+        thread.start()
+        while not os.path.exists(lab.log):
+            time.sleep(0.01)
+        session.cancel(consumer.checksum)
+        thread.join(10)
+        assert [outcome.error["kind"] for outcome in outcomes] == ["JobCancelledError"]
+        assert lab.runs() == "a\n" and session.stores.results.get(consumer.checksum) is None
+        assert not session._makers and not session._interest
+        os.unlink(lab.folder / "log.wait")
+        assert session.run(consumer).exception() is None        # it can be asked for again
+
+
+def test_a_program_that_can_start_no_thread_says_so_and_goes_on_when_it_can(lab, monkeypatch):
+    _, second = make_chain(lab)
+    with lab.program() as session:
+        recipe, buffers = lab.recipe(C, text=(second, "mixed"), more=1)
+        start = threading.Thread.start
+
+        def refuse(thread):
+            if thread.name == "seamless-fingertip":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(SeamlessError, match="can't start new thread"):
+            session.submit(recipe, Meta(), buffers).result(20)
+        monkeypatch.undo()
+        assert session.submit(recipe, Meta(), buffers).result(20).exception() is None
+
+
+@pytest.mark.parametrize("way", ["run", "submit"])
+def test_what_was_made_again_is_forgotten_when_its_consumers_have_ended_but_not_what_was_asked_for(lab, way):
+    first, second = make_chain(lab, 300_000)
+    with lab.program() as session:
+        recipe, buffers = lab.recipe(C, text=(second, "mixed"), more=1)
+        outcome = session.run(recipe, Meta(), buffers) if way == "run" else session.submit(recipe, Meta(), buffers).result(20)
+        assert outcome.exception() is None and lab.runs() == "abc"
+        end = time.monotonic() + 10
+        while session.supply.scratch and time.monotonic() < end:
+            time.sleep(0.01)                    # the future is told before
+        assert not session.supply.scratch and not session.supply._wanted
+        for name in (first, second):
+            os.unlink(session.store.path(name))
+    with lab.program() as session:
+        fingertip.make(session, second)
+        assert list(session.supply.scratch) == [second]
+
+
+def test_a_recomputation_that_is_cancelled_leaves_no_wrong_count(lab):
+    with lab.program() as session:
+        recipe, _ = lab.run(session, A, n=1)
+        for _ in range(2):
+            session.cancel(recipe.checksum)
+        fingertip.recompute(session, recipe)
+        assert not session._interest
+
+
+def test_two_inputs_of_which_one_is_made_from_the_other(lab):
+    with lab.program() as session:
+        first = lab.run(session, A, SCRATCH, n=3)[1].result
+        second = lab.run(session, B, SCRATCH, text=(first, "mixed"))[1].result
+        os.unlink(session.store.path(first))
+    lab.runs()
+    with lab.program() as session:
+        _, outcome = lab.run(session, function("c", "one + two", "one, two"), one=(first, "mixed"), two=(second, "mixed"))
+        assert outcome.exception() is None, outcome.exception()

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from seamless_lite import compressed
+from seamless_lite import compressed, durable
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import CacheMissError, CorruptBufferError, SeamlessError
 from seamless_lite.folder import Folder
@@ -398,3 +398,30 @@ def test_what_one_folder_cannot_give_another_may(tmp_path):
     assert Folder(tmp_path / "first", extra_dirs=[tmp_path / "second"]).get(name) == DATA
     with pytest.raises(SeamlessError, match="cannot be read: Is a directory"):
         Folder(tmp_path / "first").get(name)
+
+
+def test_a_length_does_not_wait_for_a_lock(folder, directory, monkeypatch):
+    folder.put(b"other")
+    (directory / ".LOCK").write_bytes(b"")
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert folder.length(CS) is None and folder.lengths([CS]) == [None]
+
+
+def test_it_is_asked_once_for_many_missing_buffers_whether_some_are_being_deleted(folder, directory, monkeypatch):
+    asked = []
+    monkeypatch.setattr(folder, "_is_collecting", lambda: asked.append(1))
+    assert folder.has([Checksum.of(b"%d" % n) for n in range(10)]) == [False] * 10 and len(asked) == 1
+
+
+def test_a_use_that_cannot_be_noted_is_not_tried_each_time(folder, directory, monkeypatch):
+    folder.put(DATA)
+    path = directory / CS[:2] / CS
+    os.utime(path, (1e9, 1e9))
+    tried = []
+
+    def refuse(*arguments, **options):
+        tried.append(1)
+        raise PermissionError(errno.EPERM, "somebody else's")
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(durable, "last_use", lambda status: 1e9)
+    assert folder.has([CS, CS]) == [True, True] == folder.has([CS, CS]) and len(tried) == 1

@@ -104,7 +104,8 @@ def test_a_damaged_buffer_is_an_error_and_then_not_there(ask, folder):
 
 
 @pytest.mark.parametrize("method, path", [
-    ("POST", "/" + CS), ("DELETE", "/" + CS), ("HEAD", "/" + CS), ("POST", "/has"), ("DELETE", "/put")])
+    ("POST", "/" + CS), ("DELETE", "/" + CS), ("HEAD", "/" + CS), ("POST", "/has"), ("DELETE", "/put"),
+    ("POST", "/nothing")])
 def test_other_methods_are_not_allowed(ask, method, path):
     assert ask(method, path).status == 405
 

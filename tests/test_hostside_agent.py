@@ -345,6 +345,7 @@ def test_uninstall_does_not_pull_the_carpet_from_under_services_on_other_hosts_w
         path.write_text(json.dumps({**json.loads(path.read_text()), "node": os.uname().nodename}))
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_in_the_middle_of_a_start_leaves_a_service_with_a_record(host):
     dist, data = a_source(**{"pkg/slow.py": "import time\ntime.sleep(1)\n" + SERVICE})
     talk = Talk(host)

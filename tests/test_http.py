@@ -182,6 +182,7 @@ def test_files_are_sent_whole_in_part_and_decompressed(probe, tmp_path):
     assert answer.body == b"" and target.getvalue() == b"before" + data
 
 
+@pytest.mark.slow
 def test_a_file_that_is_shorter_than_promised_is_an_error_and_not_a_short_answer(probe, tmp_path):
     service, running, client = probe
     (tmp_path / "plain").write_bytes(b"1234")
@@ -562,6 +563,7 @@ def test_nothing_there_is_a_sentence_with_the_address(tmp_path):
             HttpClient(address)
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_answer_in_time_is_a_deadline_error(probe):
     service, running, client = probe
     with pytest.raises(DeadlineError, match="within 0.2 s"):

@@ -1,4 +1,5 @@
 """The client for jobservers of Seamless 1.x, on the routes that ours has for clients of Seamless 1.x."""
+import os
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 from seamless_lite import celltypes, jobclient1x
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import ConfigurationError, DeadlineError, JobCancelledError, JobError, ServiceError
-from seamless_lite.httpbase import HttpError, Listen, Service, start
+from seamless_lite.httpbase import HttpError, Listen, Reply, Service, start
 from seamless_lite.jobclient import JobserverClient
 from seamless_lite.jobserver import JobServer
 from seamless_lite.session import Session
@@ -54,6 +55,37 @@ def server(stores):
     spec = {**stores[1], "results": {}}
     with start(Without(JobServer(1, open_stores(spec), spec)), Listen(host="127.0.0.1", port=0)) as running:
         yield running
+
+
+class Other(Without):
+    """Theirs says with a traceback that an input is missing."""
+
+    def reply_to(self, request):
+        reply = super().reply_to(request)
+        if isinstance(reply, Reply) and reply.status == 500:
+            return Reply(self.TEXT, 500)
+        return reply
+
+
+@pytest.mark.parametrize("text", ["Traceback (most recent call last):\n  File \"x.py\", line 1, in resolve\nseamless.CacheMissError: 123\n\n" + "*" * 50 + "\nprinted",
+                                  "seamless.CacheMissError: 123\n"], ids=["with frames", "without"])
+def test_an_input_that_is_missing_there_is_made_again(stores, make_job, text):
+    Other.TEXT = text
+    with start(Other(JobServer(1, open_stores({**stores[1], "results": {}}), {**stores[1], "results": {}})), Listen(host="127.0.0.1", port=0)) as server:
+        value = '{"jobserver": [{"remote_url": "%s"}], "buffer": [{"remote_directory": "%s"}]}' % (server.address, stores[1]["buffers"]["directory"])
+        session = Session(load_settings("/", environ={"SEAMLESS_REMOTE_CLIENTS": value}))
+        session._stores = stores[0]
+        try:
+            first, second = make_job(5), make_job(6)
+            client = jobclient1x.connect(server.address, stores[0])
+            made = client.run(first).result
+            client.close()
+            os.unlink(stores[0].buffers.path(made))
+            second = second.recipe._replace(pins={**second.recipe.pins, "n": ("mixed", None, made)})
+            assert session.run(second, buffers=first.buffers).buffer == b"7\n"
+        finally:
+            session.close()
+    assert make_job.ledger.read_text() == "xxx"
 
 
 @pytest.fixture
@@ -122,6 +154,7 @@ def test_whoever_waits_for_a_cancelled_job_is_told_at_once(client, make_job, sto
     assert isinstance(outcomes[0].exception(), JobCancelledError)
 
 
+@pytest.mark.slow
 def test_a_job_that_goes_on_over_there_after_a_cancel_is_in_nobodys_way(client, make_job, monkeypatch):
     monkeypatch.setattr(client, "_revoke", lambda id: "running")
     thread = threading.Thread(target=lambda: client.run(make_job(101)))
@@ -162,6 +195,7 @@ def test_a_job_whose_server_dies_is_not_sent_again(make_job, stores):
         listening.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 def test_closing_ends_the_waiting(client, make_job):
     found = []
     thread = threading.Thread(target=lambda: found.append(pytest.raises(ServiceError, client.run, make_job(300))))

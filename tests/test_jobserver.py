@@ -355,6 +355,157 @@ def test_cancel_lets_the_job_live_while_another_client_waits_unless_forced(clien
     assert kind(until(lambda: theirs)[0]) == "JobCancelledError"
 
 
+def test_a_repeated_request_for_a_cancelled_job_does_not_join_the_run_of_somebody_else(client, tmp_path):
+    job = slow(tmp_path / "pid")
+    body = {"client": "c", "token": "t", "jobs": [job.to_dict()], "wait": 1}
+    assert client._post("/jobs", body, 1) == {"outcomes": {}}
+    begun(tmp_path / "pid")
+    (tmp_path / "pid").unlink()
+    client.cancel([job.checksum], force=True)
+    others = in_background(client.run, job)
+    begun(tmp_path / "pid")
+    error = client._post("/jobs", body, 1)["outcomes"][job.checksum]["error"]
+    assert error["kind"] == "JobCancelledError" and not others
+
+
+# --- jobs that are the same and want something else
+
+GATED = "def f(path):\n    import os, time\n    print('run', flush=True)\n    open(path + '.n', 'a').write('x')\n    while not os.path.exists(path): time.sleep(0.01)\n    return 1\n"
+AGAIN = Meta(scratch=True, fresh=True)
+
+
+def gated(tmp_path, meta=Meta()):
+    return make_job(GATED, meta, path=str(tmp_path / "go"))
+
+
+def waiting(client, count):
+    """Wait until so many runs are noted for later."""
+    until(lambda: sum(map(len, client.server.jobs._later.values())) == count)
+
+
+@pytest.fixture
+def other(client, tmp_path):
+    other = JobserverClient("unix://" + str(tmp_path / "s"), SECRET)
+    yield other
+    other.close()
+
+
+def test_a_job_that_is_only_computed_again_is_not_what_others_get(client, other, tmp_path, spec):
+    values = [in_background(client.run, gated(tmp_path, AGAIN))]
+    until((tmp_path / "go.n").exists)
+    heard = []
+    values += [in_background(other.run, gated(tmp_path), on_log=heard.append), in_background(client.run, gated(tmp_path)),
+               in_background(other.run, gated(tmp_path, AGAIN))]
+    waiting(client, 1)
+    until(lambda: len(client.server.jobs._later[gated(tmp_path).checksum][0].askers) == 2)
+    until(lambda: len(client.server.jobs._entries[gated(tmp_path).checksum].askers) == 2)
+    (tmp_path / "go").write_text("")
+    assert {until(lambda: value)[0].buffer for value in values} == {b"1\n"} and (tmp_path / "go.n").read_text() == "xx"
+    assert b"".join(heard) == b"run\n"
+    stores = open_stores(spec)
+    assert stores.results.get(gated(tmp_path).checksum) == values[1][0].result and stores.buffers.has([values[1][0].result]) == [True]
+    stores.close()
+    assert not client.server.jobs.in_flight and not client.server.jobs._later
+
+
+def test_a_known_result_is_given_while_it_is_computed_again(client, other, tmp_path):
+    (tmp_path / "go").write_text("")
+    client.run(gated(tmp_path))
+    (tmp_path / "go").unlink()
+    values = in_background(client.run, gated(tmp_path, AGAIN))
+    until(lambda: (tmp_path / "go.n").read_text() == "xx")
+    assert other.run(gated(tmp_path)).cached and not values
+    (tmp_path / "go").write_text("")
+    assert not until(lambda: values)[0].cached
+
+
+def test_what_a_run_that_is_being_recorded_was_not_asked_to_keep_is_run_again_for_who_wants_it_kept(client, other, tmp_path, monkeypatch):
+    """The commit takes so long that somebody asks meanwhile."""
+    table, committing, go = client.server.jobs.stores.results, threading.Event(), threading.Event()
+    put_many = table.put_many
+
+    def slowly(*args):
+        committing.set()
+        assert go.wait(20)
+        return put_many(*args)
+    monkeypatch.setattr(table, "put_many", slowly)
+    (tmp_path / "go").write_text("")
+    scratch = in_background(client.run, gated(tmp_path, Meta(scratch=True)))
+    assert committing.wait(20)
+    kept = in_background(other.run, gated(tmp_path))
+    until(lambda: client.server.jobs._later or len(client.server.jobs._entries[gated(tmp_path).checksum].askers) == 2)
+    go.set()
+    assert until(lambda: scratch and kept) and client.server.jobs.stores.buffers.has([kept[0].result]) == [True]
+
+
+@pytest.mark.parametrize("written_first", [True, False])
+def test_a_job_that_is_written_to_a_folder_and_the_one_that_runs_are_two(make_server, tmp_path, written_first):
+    client = make_server(1)
+    other = JobserverClient("unix://" + str(tmp_path / "s"), SECRET)
+    hold = in_background(client.run, make_job(GATED, path=str(tmp_path / "hold")))
+    until((tmp_path / "hold.n").exists)
+    job = make_job("cat n > RESULT; exit 3", output=("result", "bytes", None), language="bash", n=5)
+    metas = [Meta(job_folder=str(tmp_path / "job")), Meta()] if written_first else [Meta(), Meta(job_folder=str(tmp_path / "job"))]
+    values = []
+    for one, meta in zip((client, other), metas):
+        values.append(in_background(one.run, job._replace(meta=meta)))
+        until(lambda: client.server.jobs.in_flight == len(values) + 1)
+    (tmp_path / "hold").write_text("")
+    assert [kind(until(lambda: value)[0]) for value in values] == (["JobWritten", "JobError"] if written_first else ["JobError", "JobWritten"])
+    assert until(lambda: hold) and (tmp_path / "job" / "transform.sh").exists()
+    other.close()
+
+
+def test_one_client_submits_a_job_and_the_same_to_be_written(client, tmp_path):
+    job, told = make_job("cat n > RESULT", output=("result", "bytes", None), language="bash", n=5), {}
+    for name, meta in (("written", Meta(job_folder=str(tmp_path / "job"))), ("run", Meta())):
+        client.submit(job._replace(meta=meta), lambda outcome, error, name=name: told.update({name: outcome}))
+    until(lambda: len(told) == 2)
+    assert kind(told["written"]) == "JobWritten" and told["run"].buffer == b"5\n"
+
+
+def test_a_job_that_waits_for_another_run_can_be_cancelled(client, other, tmp_path):
+    values = in_background(client.run, gated(tmp_path, AGAIN))
+    until((tmp_path / "go.n").exists)
+    theirs = in_background(other.run, gated(tmp_path))
+    waiting(client, 1)
+    assert other.cancel([gated(tmp_path).checksum]) == {gated(tmp_path).checksum: "running"}
+    assert kind(until(lambda: theirs)[0]) == "JobCancelledError" and not values
+    (tmp_path / "go").write_text("")
+    assert until(lambda: values)[0].buffer == b"1\n" and (tmp_path / "go.n").read_text() == "x"
+    until(lambda: not client.server.jobs.in_flight)
+
+
+def test_a_driver_on_one_worker_whose_child_is_being_computed_again(make_server, tmp_path):
+    """The child waits for the other run, and then needs the slot of the driver."""
+    client = make_server(1)
+    child = "def f(path):\n    import os, time\n    open(path, 'a').write('x')\n    while os.path.getsize(path) < 2: time.sleep(0.01)\n    return 4\n"
+    path = tmp_path / "n"
+    job = make_job(child, path=str(path))
+    values = in_background(client.run, job._replace(meta=AGAIN))
+    until(path.exists)
+    driver = in_background(client.run, nested("return call(%r, path=path)" % child, path=str(path)))
+    until(lambda: client.server.jobs.in_flight == 2)
+    client.server.pool.workers = 2          # the driver begins, and asks
+    client.server.pool.prestart()
+    with client.server.pool._changed:
+        client.server.pool._dispatch()
+    waiting(client, 1)
+    client.server.pool.workers = 1
+    path.write_text("xx")
+    assert until(lambda: values)[0].buffer == b"4\n" and until(lambda: driver)[0].buffer == b"4\n"
+    assert path.read_text() == "xxx"
+
+
+def test_a_strict_job_with_nonsense_for_variables_costs_no_other(client, other, tmp_path):
+    in_background(client.run, gated(tmp_path))
+    until((tmp_path / "go.n").exists)
+    bad = {**gated(tmp_path).to_dict(), "meta": {"strict": True, "metavars": 5}}
+    answer = other._post("/jobs", {"client": "c", "jobs": [bad, add(2).to_dict()], "wait": 20}, 20)
+    (tmp_path / "go").write_text("")
+    assert answer["outcomes"][add(2).checksum]["result"] and "malformed" in answer["outcomes"][bad["checksum"]]["error"]["message"]
+
+
 def test_a_shell_job_is_killed_with_its_whole_group(client, tmp_path):
     job = make_job("echo $$ > %s; sleep 300 & sleep 300" % (tmp_path / "pid"), language="bash", output=("result", "bytes", None))
     in_background(client.run, job)
@@ -484,6 +635,7 @@ return sum(int(value.buffer) for value in values)"""
     assert client.run(nested(body, n=50), deadline_s=60).buffer == b"%d\n" % (3 * sum(range(50)))
 
 
+@pytest.mark.slow
 def test_jobs_twenty_deep_on_one_worker(make_server):
     client = make_server(1)
     body = "return 0 if n == 0 else 1 + call(again, n=n - 1, again=again)"
@@ -562,6 +714,7 @@ def test_random_numbers_do_not_go_on_from_the_seed_of_another_job(make_server):
     "import math; math.leak = 1", "import builtins; builtins.leak = 1", "import os; os.getcwd = None", "import os; os.environ = {}",
     "import os; os.nice(1)", "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))",
     "import sys; sys.path.insert(0, folder); import leaking_module", "import signal; signal.setitimer = None"])
+@pytest.mark.slow
 def test_a_process_that_cannot_be_put_back_runs_no_other_job(make_server, tmp_path, change):
     client = make_server(1)
     (tmp_path / "leaking_module.py").write_text("")
@@ -627,6 +780,7 @@ def test_a_job_can_have_jobs_after_the_folder_was_removed(unix_server):
     assert client.run(nested(body, a=2), deadline_s=60).buffer == b"3\n"
 
 
+@pytest.mark.slow
 def test_a_running_job_can_soon_have_jobs_again_when_the_folder_is_removed(unix_server, tmp_path):
     client = unix_server
     body = ("import os, time\nopen(go + '.begun', 'w').close()\nwhile not os.path.exists(go): time.sleep(0.01)\n"
@@ -826,6 +980,7 @@ DETACHED = ("def f(path):\n    import os, subprocess, time\n    p = subprocess.P
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_nothing_is_left_when_the_jobserver_is_stopped_or_killed(program, tmp_path, number):
     process, client = program("--workers", "2")
     values = in_background(client.run, make_job(DETACHED, path=str(tmp_path / "pid")))
@@ -844,6 +999,7 @@ def test_the_private_jobserver_of_a_session_ends_with_it(program):
     assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.slow
 def test_idle_time_begins_when_the_last_job_has_ended(program):
     process, client = program("--workers", "1", "--timeout", "0.3")
     job = make_job("def f():\n    import time\n    time.sleep(1)\n    return 1\n")

@@ -241,6 +241,7 @@ def test_a_service_that_ended_when_it_was_idle_is_started_again(launch):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "running"}', '{"status": "running", "pid": 1, "node": NODE, "port": 1}',
                                      '{"status": "running", "pid": "x", "node": NODE}', '{"status": "starting", "pid": null, "pid_started": null, "node": NODE}'])
+@pytest.mark.slow
 def test_a_record_that_means_nothing_is_replaced(launch, home, content):
     first = launch.ensure(spec(launch))
     launch.stop("echo-test")
@@ -321,6 +322,7 @@ def test_a_service_that_cannot_listen_says_so(launch):
     assert launch.services() == []
 
 
+@pytest.mark.slow
 def test_a_service_that_is_too_slow_is_given_up_and_ended(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(launch.hostside, "START_S", 1.0)
     with pytest.raises(launch.ServiceError, match="not ready within 1 s"):
@@ -350,6 +352,7 @@ def test_an_interrupted_start_leaves_nothing_running(launch, checkout, tmp_path,
     assert dead(launch, child) and [name.rpartition(".")[2] for name in run_files(home)] == ["log"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_starter_was_starting_is_found_by_the_next_one(launch, checkout, tmp_path):
     process, child = starter(checkout, tmp_path)
     (record,) = launch.services()

@@ -1,14 +1,17 @@
 """Several stores that look like one, and SEAMLESS_REMOTE_CLIENTS."""
 import json
 import os
+import sqlite3
 
 import pytest
 
+from seamless_lite import layers, resulttable
 from seamless_lite import session as session_module
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import ServiceError
 from seamless_lite.folder import Folder
 from seamless_lite.httpbase import Listen, start
+from seamless_lite.layers import LayeredResults
 from seamless_lite.resulttable import ResultTable
 from seamless_lite.settings import load_settings
 from seamless_lite.stores import open_stores
@@ -75,3 +78,59 @@ def test_a_remote_client_that_is_down_is_one_sentence(tmp_path, monkeypatch):
     session = session_module.Session(load_settings(str(tmp_path), environ=os.environ))
     with pytest.raises(ServiceError, match="127.0.0.1:9"):
         session.store.has([Checksum.of(b"x")])
+
+
+def test_a_layer_that_failed_is_asked_again_later_and_closed_with_the_others(tmp_path, monkeypatch):
+    table = ResultTable(str(tmp_path / "theirs.db"))
+    table.put(ROW, "b" * 64)
+    monkeypatch.setattr(resulttable, "BUSY_S", 0.1)
+    theirs = ResultTable(str(tmp_path / "theirs.db"), writable=False)
+    results = LayeredResults(ResultTable(str(tmp_path / "mine.db")), [theirs])
+    other = sqlite3.connect(str(tmp_path / "theirs.db"), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert results.get(ROW) is None
+    other.execute("ROLLBACK")
+    other.close()
+    assert results.get(ROW) is None, "it is left out for a while"
+    monkeypatch.setattr(layers.time, "monotonic", lambda now=layers.time.monotonic: now() + layers.LEFT_OUT_S)
+    assert results.get(ROW) == "b" * 64 and theirs._db is not None
+    monkeypatch.undo()
+    results._left_out[id(theirs)] = float("inf")
+    results.close()
+    assert theirs._db is None
+
+
+def test_a_table_of_an_older_seamless_is_read_though_it_lacks_a_table(tmp_path, caplog):
+    path = str(tmp_path / "theirs.db")
+    ResultTable(path).put(ROW, "b" * 64)
+    with sqlite3.connect(path) as db:
+        db.execute('DROP TABLE "irreproducible_transformation"')
+    results = LayeredResults(ResultTable(str(tmp_path / "mine.db")), [ResultTable(path, writable=False)])
+    assert results._layers[1].irreproducible(ROW) == [] and results.get(ROW) == "b" * 64 and not caplog.text
+
+
+def test_what_is_irreproducible_here_is_no_hit_of_a_colleague(tmp_path):
+    from seamless_lite.database import DatabaseClient, DatabaseService
+    ResultTable(str(tmp_path / "theirs.db")).put(ROW, "b" * 64)
+    ResultTable(str(tmp_path / "theirs.db")).put("d" * 64, "b" * 64)
+    mine, theirs = ResultTable(str(tmp_path / "mine.db")), ResultTable(str(tmp_path / "theirs.db"), writable=False)
+    results = LayeredResults(mine, [theirs])
+    results.put_many([(ROW, "b" * 64, None), (ROW, "c" * 64, None)], again=True)
+    assert results.get(ROW) is None and results.get_many([ROW, "d" * 64]) == {"d" * 64: "b" * 64}
+    with start(DatabaseService(mine, [theirs]), Listen(host="127.0.0.1", port=0)) as running:
+        assert DatabaseClient(running.address).get(ROW) is None and DatabaseClient(running.address).get("d" * 64) == "b" * 64
+
+
+def test_all_pages_of_layered_results_are_listed_through_a_service(tmp_path, monkeypatch):
+    from seamless_lite.database import DatabaseClient, DatabaseService
+    monkeypatch.setattr(resulttable, "PAGE", 1)
+    ResultTable(str(tmp_path / "theirs.db")).put(ROW, "b" * 64)
+    results = LayeredResults(ResultTable(str(tmp_path / "mine.db")), [ResultTable(str(tmp_path / "theirs.db"), writable=False)])
+    results.put("c" * 64, "b" * 64)
+    with start(DatabaseService(results), Listen(host="127.0.0.1", port=0)) as running:
+        client, names = DatabaseClient(running.address), []
+        page = client.recent()
+        while page:
+            names += [name for _, name in page]
+            page = client.recent(page[-1][0])
+    assert names == ["c" * 64, ROW]

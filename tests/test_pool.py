@@ -131,6 +131,7 @@ def test_queued_jobs_run_in_the_order_in_which_they_came(make_pool):
     assert jobs.order == names
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_jobs_can_be_queued_with_one_thread(make_pool, tmp_path):
     jobs = make_pool(1)
     begin(jobs, tmp_path / "pid")
@@ -371,6 +372,7 @@ def test_a_folder_that_somebody_else_put_in_its_place_is_not_used(make_pool):
         os.chown(jobs.pool.folder, os.geteuid(), -1)
 
 
+@pytest.mark.slow
 def test_output_without_end_does_not_fill_the_disk(make_pool, monkeypatch):
     monkeypatch.setattr("seamless_lite.pool.LOG_BYTES", 1 << 20)
     jobs = make_pool(1)

@@ -380,6 +380,7 @@ def test_a_result_that_is_known_is_not_computed_again(lab):
 
 # --- seamless-queue-finish ------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_finish_says_that_no_queue_is_running(lab, monkeypatch):
     monkeypatch.setattr(cmd_queue, "APPEAR_S", 0.2)
     assert cmd_queue.queue_finish([]) == 1

@@ -98,3 +98,28 @@ def test_a_machine_without_proc_has_a_record_too(monkeypatch):
     node = buckets._node()
     assert node["memory_total_bytes"] is None and node["cpu"]["model_name"] is None and node["distribution"] == {}
     assert time.strptime(buckets._iso(0), "%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.parametrize("trouble", ["variable", "disk"])
+def test_a_record_that_cannot_be_made_costs_no_result(tmp_path, monkeypatch, caplog, trouble):
+    from seamless_lite import worker
+    from seamless_lite.errors import SeamlessError
+    from seamless_lite.stores import Stores
+    from seamless_lite.transformation import Job, Meta, Recipe
+
+    class Full(Folder):
+        def put_many(self, datas):
+            datas = list(datas)
+            if any(b"bucket_kind" in data for data in datas):
+                raise SeamlessError("the disk is full")
+            return super().put_many(datas)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/f\udcffoo")
+    buckets._probe.cache_clear()
+    stores = Stores((Full if trouble == "disk" else Folder)(tmp_path / "buffers"), ResultTable(tmp_path / "seamless.db"))
+    recipe = Recipe("bash", {"code": ("text", None, stores.buffers.put(b"echo hi > RESULT"))}, ("result", "bytes", None))
+    try:
+        outcome = worker.run_job(Job(recipe, Meta(record=True)), stores)
+    finally:
+        buckets._probe.cache_clear()
+    assert outcome.result == stores.results.get(recipe.checksum) is not None, outcome
+    assert ("minimal" in caplog.text) == (trouble == "disk") == ("record" not in outcome.runtime or outcome.runtime["record"] is None)

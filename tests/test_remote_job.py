@@ -7,6 +7,7 @@ import pytest
 
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import JobWritten
+from seamless_lite.session import Session
 from seamless_lite.transformation import Meta
 
 from test_cmd_run import run                                                    # noqa: F401 (fixture)
@@ -79,6 +80,19 @@ def test_the_home_folder_is_that_of_the_executing_side(run):
 
 def test_it_needs_dry(run):
     assert "needs --dry" in run("--write-remote-job", "job", "sort", "a.txt", code=2)[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}], ids=["in process", "workers"])
+def test_one_program_has_a_job_written_and_the_same_run(tmp_path, options):
+    session, job = Session(**options), shell_job(tmp_path / "job")
+    try:
+        for data in job.buffers.values():
+            session.store.put(data)
+        futures = [session.submit(job.recipe, meta) for meta in (job.meta, job.meta._replace(job_folder=""))]
+        written, run = [future.result(20) for future in futures]
+        assert isinstance(written.exception(), JobWritten) and run.buffer == b"5\na b\n" and not session._in_flight
+    finally:
+        session.close()
 
 
 def test_a_jobserver_writes_the_job(client, spec, tmp_path):

@@ -327,6 +327,7 @@ def assert_dead(pid, within_s=5.0):
 
 
 @pytest.mark.parametrize("background", ["sleep 300 &", "(sleep 300 & echo $! > pid)", "bash -c 'trap \"\" TERM; sleep 300 & wait' &"])
+@pytest.mark.slow
 def test_background_processes_end_with_the_job_and_do_not_delay_it(background, run_dir):
     pid = int(run(MemoryBuffers(), "%s\necho $(cat pid 2>/dev/null || echo $!) > RESULT" % background, run_dir))
     assert_dead(pid)
@@ -336,6 +337,7 @@ def test_a_process_substitution_may_finish_its_output(run_dir):
     assert run(MemoryBuffers(), "seq 3 > >(sleep 0.2; cat > RESULT)", run_dir) == b"1\n2\n3\n"
 
 
+@pytest.mark.slow
 def test_a_process_that_leaves_the_session_cannot_hold_the_job_up(run_dir, tmp_path):
     code = "setsid -f sh -c 'echo $$ > %s; exec sleep 300'; while test ! -s %s; do sleep 0.02; done; echo 1 > RESULT" % (
         (tmp_path / "pid",) * 2)
@@ -349,6 +351,7 @@ STUBBORN = "trap '' TERM; echo $$ > '%s'; sleep 300 & wait; sleep 300"
 
 
 @pytest.mark.parametrize("code", ["echo $$ > '%s'; sleep 300", STUBBORN], ids=["meek", "stubborn"])
+@pytest.mark.slow
 def test_a_time_limit_ends_the_whole_job(code, run_dir, tmp_path):
     with pytest.raises(DeadlineError, match="time limit"):
         run(MemoryBuffers(), code % (tmp_path / "pid"), run_dir, meta=Meta(timeout_s=0.5))
@@ -384,6 +387,7 @@ def test_control_c_ends_the_whole_job(run_dir, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+@pytest.mark.slow
 def test_a_time_limit_also_ends_what_has_left_the_session(run_dir, tmp_path):
     code = "setsid -f sh -c 'echo $$ > %s; exec sleep 300'; sleep 300" % (tmp_path / "pid")
     with pytest.raises(DeadlineError):
@@ -451,6 +455,7 @@ def test_a_large_result_is_moved_into_the_store_without_being_loaded(tmp_path, r
     assert not os.stat(store.path(result)).st_mode & stat.S_IWUSR
 
 
+@pytest.mark.slow
 def test_a_folder_of_thousands_of_files_goes_in_and_comes_out(tmp_path, run_dir):
     store = Folder(tmp_path / "buffers")
     data, leaves = pack_deep({"s%d/f%d" % (i % 7, i): b"%d" % i for i in range(3000)}, "deepfolder")

@@ -49,6 +49,7 @@ def test_the_bundle_is_named_by_its_content_and_kept(home):
     assert shipping.bundle() == first and kept.stat().st_ino != inode
 
 
+@pytest.mark.slow
 def test_every_python_makes_the_same_bundle(tmp_path):
     code = "from seamless_lite import shipping; print(shipping.bundle().sha256)"
     assert run(code, PACKAGE.parent, other_python(), SEAMLESS_HOME=str(tmp_path)) == shipping.bundle().sha256

@@ -86,6 +86,7 @@ def test_what_is_no_checksum_is_refused(buffers):
             call("../../etc/passwd")
 
 
+@pytest.mark.slow
 def test_many_buffers_are_stored_together(buffers):
     datas = [b"%d" % i for i in range(2500)] + [bytes(2 << 20), b"", b"1"]
     checksums = buffers.put_many(iter(datas))

@@ -59,6 +59,7 @@ def write(folder, buffers):
 
 # ---- how many messages
 
+@pytest.mark.slow
 def test_thousands_of_small_files_are_pushed_in_batches_of_megabytes_after_one_question(far, tmp_path):
     files = write(tmp_path / "files", make(3000, 4000))         # 12 MB
     assert transfer.push(far.client, {}, files) == 3000

@@ -232,6 +232,7 @@ def test_conversations_run_beside_each_other_and_what_follows_a_request_arrives(
     ([sys.executable, "-c", "print('This account is for backups.')"], "This account is for backups: .*bound to one command"),
     ([sys.executable, "-c", "import time; time.sleep(60)"], "the log-in timed out"),
 ])
+@pytest.mark.slow
 def test_a_far_end_that_does_not_come_is_one_sentence(argv, sentence):
     with pytest.raises(ServiceError, match=sentence):
         Tunnel("there", argv, 1.0)
@@ -261,6 +262,7 @@ def load(shell, python, environment, source="print('runs', sys.executable, flush
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("python", [None, sys.executable, "~/my env/python", "it's none", "/nowhere/python3"])
+@pytest.mark.slow
 def test_the_loader_works_in_every_login_shell(shell, python, home):
     (home / "my env").mkdir()
     (home / "my env/python").symlink_to(sys.executable)
