@@ -129,6 +129,7 @@ def answer(process):
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.slow
 def test_a_job_of_a_jobserver_is_run_refused_and_cancelled(lab):            # noqa: F811
     lab.configure(REMOTE)
     transformation = lab.run("--dry", "--upload", "-j", "job", "--metavar", "V=1", "-c",

@@ -95,6 +95,7 @@ def test_a_thousand_cached_results_take_a_few_messages(far):
     assert far.took(buffer=1, database=1)
 
 
+@pytest.mark.slow
 def test_results_beyond_one_batch_are_read_ahead_in_their_order(far):
     size = 30_000
     tfs = [text(1000 + i, size // 5) for i in range(400)]       # 12 MB
@@ -148,6 +149,7 @@ def test_new_jobs_and_their_outcomes_travel_together(far):
     assert far.took(buffer=0, database=1, jobs=1)
 
 
+@pytest.mark.slow
 def test_what_becomes_ready_far_away_is_submitted_together(far):
     far.jobserver()
     far.use("buffer", "database")
@@ -184,6 +186,7 @@ def test_a_slow_iterable_does_not_keep_what_is_there_from_beginning(far):
 
 
 @pytest.mark.parametrize("direction", ["up", pytest.param("down", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_line_that_is_cut_again_and_again_costs_no_job(far, direction):
     far.jobserver()
     far.use("buffer", "database")

@@ -355,6 +355,7 @@ def test_cancel_lets_the_job_live_while_another_client_waits_unless_forced(clien
     assert kind(until(lambda: theirs)[0]) == "JobCancelledError"
 
 
+@pytest.mark.slow
 def test_a_repeated_request_for_a_cancelled_job_does_not_join_the_run_of_somebody_else(client, tmp_path):
     job = slow(tmp_path / "pid")
     body = {"client": "c", "token": "t", "jobs": [job.to_dict()], "wait": 1}

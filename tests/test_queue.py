@@ -330,6 +330,7 @@ def counted(lab, seconds, target):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_queue_that_is_ended_is_continued_by_the_next_one(lab, number):
     lab.submit("-c", counted(lab, 0, "first"))
     lab.submit("-c", counted(lab, "$([ -e %s/go ] || echo 30)0" % lab.cwd, "slow"))

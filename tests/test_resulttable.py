@@ -335,6 +335,7 @@ def in_child(function):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.slow
 def test_a_fork_in_the_middle_of_commits_harms_neither_side(table, file):
     stop, failed = threading.Event(), []
     table.put(A, R)

@@ -76,6 +76,7 @@ def test_the_names_are_found_in_the_key_again(parts):
     assert family._parts("%(service)s-%(cluster)s-%(mode)s-%(project)s" % parts + middle) == parts
 
 
+@pytest.mark.slow
 def test_services_are_listed_looked_at_stopped_and_forgotten(place):
     assert subprocess.run([sys.executable, str(ROOT / "bin/seamless-init")], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
     code, out, _ = run("ps", "--json")

@@ -71,6 +71,7 @@ def hosts(home, tmp_path):
     hosts.close()
 
 
+@pytest.mark.slow
 def test_a_workflow_goes_to_another_host_and_back_with_each_buffer_crossing_once(hosts):
     code = BEGIN + """
 for turn in range(3):
