@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from seamless_lite import cmd_run, cmd_transformation
 from seamless_lite.celltypes import plain_dumps
 from seamless_lite.checksum import Checksum
