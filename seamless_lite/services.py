@@ -204,7 +204,8 @@ def reached_stores(settings, connections: _t.Mapping[str, launch.Connection]) ->
 
 def _opened(settings, service: str) -> dict:
     """The description of a store that is opened on its own host."""
-    return {_PARTS[service][1]: _path(settings, service), "address": None, "extra": settings.extra(service)}
+    extra = settings.extra(service)
+    return {_PARTS[service][1]: _path(settings, service), "address": None, **({"extra": extra} if extra else {})}
 
 
 def _reached(connection: launch.Connection) -> dict:
