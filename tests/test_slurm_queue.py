@@ -95,10 +95,11 @@ def started(managed, future):
 def test_the_queue_goes_from_nothing_to_the_maximum_and_back_to_nothing(bench, quick):
     managed = bench.start(maximum_jobs=3)
     assert not bench.jobs() and managed.describe()["sentence"] == "no SLURM jobs"
-    futures = [submit(managed, nap, n, 3, key=str(n)) for n in range(6)]
+    futures = [submit(managed, nap, n, 5, key=str(n)) for n in range(6)]
     wait_until(lambda: len(bench.jobs()) == 3, "3 jobs")
     wait_until(lambda: managed.describe()["workers"] == 3, "3 jobs at work")
-    assert managed.describe()["sentence"] == "3 SLURM jobs running, 3 tasks waiting"
+    # A worker is counted a moment before the scheduler has given it its task.
+    wait_until(lambda: managed.describe()["sentence"] == "3 SLURM jobs running, 3 tasks waiting", "the sentence")
     assert [number for number, _ in managed.client.gather(futures)] == list(range(6))
     assert len({job for _, job in managed.client.gather(futures)}) == 3
     del futures
