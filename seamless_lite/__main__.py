@@ -27,7 +27,7 @@ def main(argv=None) -> int:
         print(__version__)
         return 0
     if argv[:1] in (["-h"], ["--help"]):
-        print(usage)
+        print(usage + "\nexit codes: that of the command (COMMAND --help tells); 2 there is no such command")
         return 0
     if not argv or argv[0] not in COMMANDS:
         if argv:

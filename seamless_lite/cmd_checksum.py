@@ -16,7 +16,7 @@ def checksum(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """Print the checksums of files and directories."""
     parser = commandline.make_parser(
         "seamless-checksum", "Print the checksum of each file or directory." + _SAME + ",\nthat of a directory that of its index.",
-        _CODES, ["seamless-checksum data.csv", "seamless-checksum data.csv.gz results/"])
+        _CODES, ["seamless-checksum data.csv", "seamless-checksum data.csv.gz results/"], configured=False)
     parser.add_argument("files", nargs="+", metavar="FILE")
     return commandline.run(parser, argv, _print)
 
@@ -31,7 +31,8 @@ def checksum_file(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """Write ``FILE.CHECKSUM``."""
     parser = commandline.make_parser(
         "seamless-checksum-file", "Write the checksum of each FILE to FILE.CHECKSUM." + _SAME + "\n(for data.csv.gz, data.csv.CHECKSUM), "
-        "and D.INDEX, the index of a directory, gets D.CHECKSUM.\nNothing is uploaded.", _CODES, ["seamless-checksum-file data.csv"])
+        "and D.INDEX, the index of a directory, gets D.CHECKSUM.\nNothing is uploaded.", _CODES, ["seamless-checksum-file data.csv"],
+        configured=False)
     parser.add_argument("files", nargs="+", metavar="FILE")
     return commandline.run(parser, argv, _write_file)
 
@@ -50,7 +51,7 @@ def checksum_index(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     parser = commandline.make_parser(
         "seamless-checksum-index", "Write the index of each directory DIR, the checksums of all files in it, to DIR.INDEX, and the "
         "checksum of\nthat to DIR.CHECKSUM. Hidden files are included; empty directories and links to directories are\nnot. "
-        "Nothing is uploaded.", _CODES, ["seamless-checksum-index results/"])
+        "Nothing is uploaded.", _CODES, ["seamless-checksum-index results/"], configured=False)
     parser.add_argument("directories", nargs="+", metavar="DIR")
     return commandline.run(parser, argv, _write_index)
 

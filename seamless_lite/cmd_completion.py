@@ -58,7 +58,8 @@ def main(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     parser = commandline.make_parser(
         "seamless-completion", "Print a script that completes the options and files of all seamless commands, for bash or zsh.",
         "0 done", ["seamless-completion bash > ~/.seamless/completion.bash; echo '. ~/.seamless/completion.bash' >> ~/.bashrc",
-                   "seamless-completion zsh > ~/.seamless/completion.zsh; echo '. ~/.seamless/completion.zsh' >> ~/.zshrc"])
+                   "seamless-completion zsh > ~/.seamless/completion.zsh; echo '. ~/.seamless/completion.zsh' >> ~/.zshrc"],
+        configured=False)
     parser.add_argument("shell", choices=("bash", "zsh"))
     return commandline.run(parser, argv, _print)
 

@@ -34,7 +34,6 @@ EXAMPLES = ("seamless-download data.csv results", "seamless-download results/202
             "seamless-download -o here --directory CHECKSUM", "seamless-download --destination /data/buffers --hardlink results")
 CODES = "0 all is here; 1 a buffer is missing or damaged, or something here is in the way"
 ENVIRONMENT = """\
-  SEAMLESS_CACHE, SEAMLESS_REMOTE_CLIENTS   where to look, whatever files say
   SEAMLESS_MAX_DOWNLOAD_FILES (2000), SEAMLESS_MAX_DOWNLOAD_SIZE (500 MB)   more is only downloaded after a question"""
 #: What was being written when an earlier download was killed; older than this it is removed.
 _ASIDE = re.compile(r"\.(.{1,40})-[0-9a-f]{8}\Z", re.DOTALL)
@@ -209,7 +208,7 @@ class _Download:
             self.buffers.copy(packed)
 
     def confirm(self, count: int, size: int) -> None:
-        if self.store.remote or self.arguments.destination:
+        if self.store.remote or self.arguments.destination or self.arguments.no:
             confirm("Download", count, size, self.arguments.yes, self.arguments.no)
 
     @staticmethod

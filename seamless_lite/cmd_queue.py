@@ -24,6 +24,7 @@ from .cpus import usable_cpus
 from .dunders import execution_meta
 from .errors import SeamlessError, ServiceError
 from .inputs import readable
+from .progress import size_text
 from .queuefile import POLL_S, QueueFile, Submission
 from .script import Target
 from .session import Request, Session
@@ -54,7 +55,8 @@ def queue_finish(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """The program ``seamless-queue-finish``; returns its exit code."""
     parser = commandline.make_parser(
         FINISH, "Have seamless-queue end when it has run all that is queued, and wait for that.",
-        "0 all commands have a result; 1 some failed, or no queue is running", ["seamless-queue-finish && echo all is done"], ENVIRONMENT)
+        "0 all commands have a result; 1 some failed, or no queue is running", ["seamless-queue-finish && echo all is done"], ENVIRONMENT,
+        configured=False)
     return commandline.run(parser, argv, lambda arguments: _finish())
 
 
@@ -265,8 +267,9 @@ class _Queue:
         if download and session.store.remote and params["auto_confirm"] != "yes":
             count, size = results.size(contents)
             if count > params["max_download_files"] or size > size_of(str(params["max_download_size"]), "max_download_size"):
-                raise SeamlessError("its result (%d files, %d bytes) is too large to be downloaded without a question; submit it "
-                                    "again with -y, or with -nd" % (count, size))
+                download = False
+                self.say("job %d: %d files of %s are not downloaded without a question (-y of seamless-run answers it); "
+                         "seamless-download brings them" % (submission.number, count, size_text(size)))
         results.save(contents, os.path.join(os.getcwd(), params["workdir"]), download, self.say)
 
     def fail(self, submission: Submission, message: str, logs: str = "") -> None:

@@ -40,7 +40,7 @@ def main(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """Run the program; returns its exit code."""
     parser = argparse.ArgumentParser(prog=PROGRAM, formatter_class=argparse.RawDescriptionHelpFormatter, description=DESCRIPTION,
                                      epilog=EPILOG, usage="%(prog)s [-h] [-v] COMMAND ...")
-    parser.add_argument("-v", action="count", default=0, dest="verbose", help="say more (-vv: tracebacks)")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more (-vv: tracebacks)")
     parser.add_argument("command", choices=sorted(COMMANDS), metavar="COMMAND", help="ps, stop, logs or uninstall")
     parser.add_argument("words", nargs="*", metavar="KEY|NAME|HOST", help="which service, and on which host")
     parser.add_argument("--all", action="store_true", help="stop: all services of yours")

@@ -62,8 +62,14 @@ def _settings(arguments, **changes: _t.Optional[str]) -> Settings:
 def _key(settings: Settings, arguments) -> str:
     if arguments.service != "pure-daskserver":
         return settings.service_key(arguments.service, arguments.mode)
-    queue = arguments.queue or (settings.cluster.default_queue if settings.cluster is not None else None)
-    return settings._replace(persistent=False, queue=queue).service_key("daskserver")
+    return settings._replace(persistent=False, queue=_queue(settings, arguments)).service_key("daskserver")
+
+
+def _queue(settings: Settings, arguments) -> _t.Optional[str]:
+    """The queue of a pure-daskserver: as said, else as the folder's configuration or else the cluster says."""
+    if arguments.service != "pure-daskserver":
+        return arguments.queue
+    return arguments.queue or settings.queue or (settings.cluster.default_queue if settings.cluster is not None else None)
 
 
 def _find(arguments) -> _t.Tuple[Settings, str, launch.Place]:
@@ -118,7 +124,7 @@ def _resolve(arguments) -> None:
     print(json.dumps({
         "service": arguments.service, "cluster": settings.cluster.name if settings.cluster is not None else None, "mode": arguments.mode,
         "project": settings.project, "subproject": settings.subproject, "stage": settings.stage, "substage": settings.substage,
-        "queue": arguments.queue, "key": key, "log_path": logs[0] if logs else None, "ssh_hostname": place.ssh,
+        "queue": _queue(settings, arguments), "key": key, "log_path": logs[0] if logs else None, "ssh_hostname": place.ssh,
         "workdir": _storage(settings, arguments.service)}, sort_keys=True))
 
 
@@ -134,7 +140,8 @@ def _storage(settings: Settings, service: str) -> _t.Optional[str]:
 def _ps(arguments) -> int:
     if arguments.client + arguments.server + arguments.all_clusters > 1:
         raise UsageError("--client, --server and --all-clusters exclude each other; choose one")
-    clusters = _cluster_names() if arguments.all_clusters else [arguments.cluster] * arguments.server
+    clusters = _cluster_names() if arguments.all_clusters else [arguments.cluster] * (
+        arguments.server or arguments.cluster is not None and not arguments.client)
     found = [_settings(arguments, cluster=name, project=arguments.project or TOPLEVEL) for name in clusters]
     rows, unreachable = [], []
     for place in _places(found):
@@ -159,9 +166,9 @@ def _ps(arguments) -> int:
     return 1 if unreachable else 0
 
 
-ps = _command(_ps, "List services that run.", "0 done, also if there are none; 1 a host cannot be reached", options={
-    "--client": dict(action="store_true", help="those on this machine (default)"),
-    "--server": dict(action="store_true", help="also those on the other hosts of the cluster"),
+ps = _command(_ps, "List services that run.", "0 done, also if there are none; 1 a host cannot be reached, or the configuration is wrong", options={
+    "--client": dict(action="store_true", help="those on this machine (default without --cluster)"),
+    "--server": dict(action="store_true", help="also those on the other hosts of the cluster (default with --cluster)"),
     "--all-clusters": dict(action="store_true", help="also those on the other hosts of all clusters"),
     "--status": dict(metavar="STATUS", help="only those with this status (running, starting)"),
     "--persistent": dict(action="store_true", help="also the storage on this machine, whether or not a service runs for it"),
@@ -227,7 +234,7 @@ def _inspect(arguments) -> None:
     print(json.dumps(max(records, key=lambda record: record.get("started_at") or 0), indent=2, sort_keys=True))
 
 
-inspect = _command(_inspect, "Print the record of a service that runs, as JSON.", "0 done; 1 it does not run", True)
+inspect = _command(_inspect, "Print the record of a service that runs, as JSON.", "0 done; 1 it does not run, or its host cannot be reached", True)
 
 
 def _logs(arguments) -> None:
@@ -240,7 +247,7 @@ def _logs(arguments) -> None:
     program.write_output("".join(text.splitlines(True)[-(arguments.tail or 0):]).encode("utf-8"))
 
 
-logs = _command(_logs, "Print the end of the log of a service, also of one that is dead.", "0 done; 1 there is no log", True,
+logs = _command(_logs, "Print the end of the log of a service, also of one that is dead.", "0 done; 1 there is no log, or its host cannot be reached", True,
                 {"--tail": dict(type=int, metavar="N", help="only the last N lines (default: the last megabyte)")})
 
 
@@ -275,7 +282,7 @@ def _rm(arguments) -> None:
 
 
 rm = _command(_rm, "Remove the record and the logs that a service which does not run any more left behind.",
-              "0 done, also if there was nothing; 1 the service runs", True, {
+              "0 done, also if there was nothing; 1 the service runs, or its host cannot be reached", True, {
                   "--client": dict(action="store_true", help="what is on this machine"),
                   "--server": dict(action="store_true", help="what is on the host of the service (default: both)")})
 
@@ -307,5 +314,5 @@ def _clear(arguments) -> None:
 
 
 clear = _command(_clear, "Delete what a hashserver (all buffers) or a database (all results) of this project and stage has stored "
-                         "on this machine.\nOther files in the folder are kept.", "0 done; 1 refused, or a service uses the storage", True,
+                         "on this machine.\nOther files in the folder are kept.", "0 done; 1 refused, or a service uses the storage, or it is on another host", True,
                  {"-y --yes": dict(action="store_true", help="do not ask")})

@@ -13,7 +13,7 @@ from .errors import CacheMissError, JobCancelledError, SeamlessError, UsageError
 from .transformation import Meta, Recipe
 
 _RUN, _CANCEL = "seamless-run-transformation", "seamless-cancel"
-_ENDED = {"unknown": "not-running"}
+_ENDED = {"unknown": "not-running", "canceled": "not-running"}     # canceled before
 _WAIT_S = 60.0
 
 
@@ -31,7 +31,7 @@ def run_transformation(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """Run the transformation with a given checksum."""
     parser = _parser(_RUN, "Run a transformation that is stored, or find its result, and print the checksum of the result.\n"
                      "Inputs that are not stored are made again, if it is known how (see seamless-fingertip).",
-                     "0 there is a result; 1 there is no such transformation, it failed, or cannot be run",
+                     "0 there is a result; 1 there is no such transformation, it failed, or cannot be run; 130 it was canceled",
                      ["seamless-run --dry --upload -j job 'wc -l data.csv'", _RUN + " job/transformation.json.CHECKSUM"])
     parser.add_argument("--direct-print", action="store_true", help="show what the job prints, as it comes, on standard error")
     parser.add_argument("--scratch", action="store_true", help="do not keep the result, only its checksum (result files are kept)")
@@ -128,16 +128,19 @@ def cancel(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     parser = _parser(_CANCEL, "Cancel a transformation that is running on the jobserver or daskserver of this configuration, whoever waits\n"
                      "for it, and print what became of it. No server is started. What runs in a program of its own is canceled\n"
                      "there, with Ctrl-C.",
-                     "0 it was canceled; 1 the server cannot be asked; 2 (after a line like 'jobserver: not-running') it is not running",
+                     "0 it was canceled; 1 the server cannot be asked, or CHECKSUM is none; 2 (after a line like 'jobserver: not-running') it is not running",
                      [_CANCEL + " 706b247db5f69ec5dc5b452a1a9164089faed42eaab3d461b8dfdf3217a36550"])
     return commandline.run(parser, argv, _cancel)
 
 
 def _cancel(arguments) -> int:
-    checksum = commandline.checksum_argument(arguments.checksum)
+    try:
+        checksum = commandline.checksum_argument(arguments.checksum)
+    except UsageError as exc:               # 2 has another meaning here
+        raise SeamlessError(exc.args[0]) from None
     settings = commandline.settings_of(arguments)
     canceled, state = _ask(settings, checksum)
-    print("%s: %s" % (settings.remote or settings.execution, _ENDED.get(state, state)))
+    print("%s: %s" % (settings.remote or settings.execution, state if canceled else _ENDED.get(state, state)))
     return 0 if canceled else 2
 
 

@@ -27,7 +27,6 @@ EXAMPLES = ("seamless-upload data.csv results/", "seamless-upload --move results
             "seamless-upload --destination /data/buffers --hardlink big.tar.zst")
 CODES = "0 all is stored; 1 something could not be read or stored, or was refused"
 ENVIRONMENT = """\
-  SEAMLESS_CACHE, SEAMLESS_REMOTE_CLIENTS   where to store, whatever files say
   SEAMLESS_MAX_UPLOAD_FILES (400), SEAMLESS_MAX_UPLOAD_SIZE (100 MB)   more is only uploaded after a question"""
 
 
@@ -139,7 +138,7 @@ class _Upload:
         buffers = {name: data for name, data in sources.buffers.items() if name in missing}
         sizes = {source.path: os.path.getsize(source.path) for source in files.values()}
         total = sum(sizes.values()) + sum(map(len, buffers.values()))
-        if store.remote or self.arguments.destination is not None:
+        if store.remote or self.arguments.destination is not None or self.arguments.no:
             confirm("Upload", len(missing), total, self.arguments.yes, self.arguments.no)
         if missing:
             self.say("upload %d files, %s" % (len(missing), size_text(total)))

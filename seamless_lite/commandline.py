@@ -12,20 +12,25 @@ from .session import Session
 from .settings import Settings, load_settings
 
 EXIT_CODES = "2 wrong usage; 3 a bug in this program; 130 interrupted"
+#: What all commands take from the environment that read a configuration.
+_CONFIGURATION = ["  SEAMLESS_CACHE=DIR   everything is in DIR, and no configuration file is read",
+                  "  SEAMLESS_REMOTE_CLIENTS=JSON   servers that run already, whatever files say",
+                  "  SEAMLESS_HOME=DIR   instead of ~/.seamless"]
 
 
 def make_parser(name: str, description: str, exit_codes: str, examples: _t.Sequence[str] = (), environment: str = "",
-                **keywords) -> argparse.ArgumentParser:
+                configured: bool = True) -> argparse.ArgumentParser:
     """A parser with the help that all commands have.
 
     ``exit_codes`` says what 0 and 1 mean, and what else is special: "0 done; 1 there is no such buffer".
-    ``environment``: lines about environment variables.
+    ``environment``: lines about environment variables; those that the configuration depends on follow if ``configured``.
     """
     epilog = "examples:\n%s\n\n" % "\n".join("  " + line for line in examples) if examples else ""
     epilog += "exit codes:\n  %s;\n  %s" % (exit_codes, EXIT_CODES)
-    epilog += "\n\nenvironment:\n%s" % environment if environment else ""
+    variables = environment.rstrip().splitlines() + _CONFIGURATION * configured
+    epilog += "\n\nenvironment:\n%s" % "\n".join(variables) if variables else ""
     parser = argparse.ArgumentParser(name, description=description, epilog=epilog,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more (-vv: tracebacks)")
     return parser
 
@@ -46,7 +51,7 @@ def add_store(parser) -> None:
 def add_answers(parser) -> None:
     """``-y`` and ``-n``: the answer to questions about sizes."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("-y", "--yes", action="store_true", help="transfer much without asking")
+    group.add_argument("-y", "--yes", action="store_true", help="transfer much without asking (default if the store is a folder on this machine)")
     group.add_argument("-n", "--no", action="store_true", help="do not ask, and do not transfer much")
 
 

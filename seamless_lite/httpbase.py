@@ -425,19 +425,34 @@ def serve(service: Service, listen: Listen, *, secret: _t.Optional[bytes] = None
 def service_arguments(parser):
     """Add the options that every service has to an ``argparse`` parser, and what the exit codes mean."""
     parser.epilog = ("exit codes: 0 it was idle for the time of --timeout, or was ended by SIGTERM or SIGINT; 1 it cannot start, "
-                     "for example because the port is in use; 2 wrong usage")
+                     "for example because the port is in use; 2 wrong usage; 130 interrupted before it served")
     add = parser.add_argument
     add("--status-file", metavar="FILE", help="a JSON file to which port and status are added; it must exist, or appear within 20 s")
     add("--socket", metavar="PATH", help="listen on this Unix socket")
     add("--host", default="127.0.0.1", help="listen on this interface (default: %(default)s)")
-    add("--port", type=int, metavar="N", help="listen on this port")
-    add("--port-range", type=int, nargs=2, metavar=("A", "B"), default=[49152, 65535],
-        help="listen on a free port in this range (default: 49152 65535)")
-    add("--timeout", type=float, metavar="SECONDS", help="stop after this time without requests and work (default: never)")
+    ports = parser.add_mutually_exclusive_group()
+    ports.add_argument("--port", type=port, metavar="N", help="listen on this port (0: any that is free)")
+    ports.add_argument("--port-range", type=port, nargs=2, metavar=("A", "B"), default=[49152, 65535],
+                       help="listen on a free port in this range (default: 49152 65535)")
+    add("--timeout", type=seconds, metavar="SECONDS", help="stop after this time without requests and work (default: never)")
     add("--auth", choices=("hmac", "none"), default="hmac", help="ask for signed requests (hmac), or for none")
     add("--secret-stdin", action="store_true", help="read the secret from the first line of the standard input")
     add("--secret-file", metavar="FILE", help="read the secret from this file (default: ~/.seamless/secret)")
     add("--exit-with-stdin", action="store_true", help="stop at the end of the standard input")
+
+
+def port(text: str) -> int:
+    """For ``argparse``, which says "invalid port value"."""
+    if not 0 <= int(text) < 1 << 16:
+        raise ValueError
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """For ``argparse``, which says "invalid seconds value"."""
+    if not float(text) >= 0:
+        raise ValueError
+    return float(text)
 
 
 def run_service(make_service: _t.Callable[[_t.Any], Service], args) -> int:

@@ -194,7 +194,8 @@ def _ids(body: dict) -> _t.List[str]:
 def stores_of(args, parameters: dict) -> _t.Tuple[dict, _t.Optional[bytes]]:
     """Where the stores are, as command line or status file say; and the secret to use them.  Raises ``ConfigurationError``."""
     try:
-        spec = json.loads(args.stores) if args.stores else parameters.get("stores") or stores_of_parameters(parameters)
+        spec = json.loads(args.stores) if args.stores else parameters.get("stores") or (
+            stores_of_parameters(parameters) if parameters else _named_stores())
         if not isinstance(spec, dict):
             raise TypeError("not an object")
         addresses = [part.get("address") for part in (spec.get("buffers") or {}, spec.get("results") or {}) if part.get("auth", True)]
@@ -202,11 +203,21 @@ def stores_of(args, parameters: dict) -> _t.Tuple[dict, _t.Optional[bytes]]:
         raise ConfigurationError("it cannot be understood where the stores are (--stores, or 'parameters' in the status file): %s"
                                  % exc) from None
     if not any((spec.get("buffers") or {}).get(key) for key in ("directory", "address")):
-        raise ConfigurationError("it is not known where to keep buffers: give --stores, or 'stores' in the 'parameters' of the status file")
+        raise ConfigurationError("it is not known where to keep buffers: give --stores, set SEAMLESS_CACHE or SEAMLESS_REMOTE_CLIENTS, or "
+                                 "write 'stores' in the 'parameters' of the status file")
     for part, key in (("buffers", "directory"), ("results", "file")):
         if (spec.get(part) or {}).get(key):
             spec[part] = {**spec[part], key: os.path.expanduser(spec[part][key])}
     return spec, load_secret(args.secret_file) if any(addresses) else None
+
+
+def _named_stores() -> dict:
+    """Where ``SEAMLESS_CACHE`` or ``SEAMLESS_REMOTE_CLIENTS`` say that the stores are, as ``settings`` reads them too."""
+    cache = os.environ.get("SEAMLESS_CACHE", "").strip()
+    if not cache:
+        return stores_of_parameters(json.loads(os.environ.get("SEAMLESS_REMOTE_CLIENTS") or "{}"))
+    folder = os.path.join(os.path.abspath(os.path.expanduser(cache)), "__TOPLEVEL__")
+    return {"buffers": {"directory": folder}, "results": {"file": os.path.join(folder, "seamless.db")}}
 
 
 def make_service(args) -> JobServer:
@@ -235,7 +246,7 @@ def run_program(name: str, description: str, make: _t.Callable[[_t.Any], JobServ
     """The program ``name``, whose service ``make`` makes of the command line; returns its exit code."""
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument("--workers", type=_positive, metavar="N", help="jobs at a time on this machine (default: the usable CPUs)")
-    parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says)")
+    parser.add_argument("--stores", metavar="JSON", help="where buffers and results are (default: as the status file says, else SEAMLESS_CACHE or SEAMLESS_REMOTE_CLIENTS)")
     service_arguments(parser)
     return run_service(make, parser.parse_args(argv))
 

@@ -24,10 +24,12 @@ exit codes:
   the command's own (128+N if signal N killed it); 0 also when the result came from the cache;
   1 seamless-run could not do it: a file is missing, the configuration is wrong, a service is down;
   --why: 0 the result is known, 1 it is not; --verify: 0 the same result again, 1 another one, or none is known;
-  2 an option or the command line is wrong; 3 a bug in this program; 130 interrupted (Ctrl-C)
+  --undo: 1 if there was nothing to forget;
+  2 an option or the command line is wrong; 3 a bug in this program; 130 interrupted (Ctrl-C) or canceled
 
 environment:
-  SEAMLESS_CACHE=DIR keeps everything in DIR and reads no configuration file
+  SEAMLESS_CACHE=DIR keeps everything in DIR and reads no configuration file; SEAMLESS_REMOTE_CLIENTS=JSON names
+  servers that run already; SEAMLESS_HOME=DIR is used instead of ~/.seamless
   SEAMLESS_MAX_UPLOAD_FILES (400), SEAMLESS_MAX_UPLOAD_SIZE (100 MB), SEAMLESS_MAX_DOWNLOAD_FILES (2000),
   SEAMLESS_MAX_DOWNLOAD_SIZE (500 MB): what goes over the network beyond these is asked about first
   SEAMLESS_QUEUE_FILE (.seamless-queue): the queue file of --qsubmit"""
@@ -130,6 +132,9 @@ def split(argv: _t.Sequence[str]) -> _t.Tuple[_t.List[str], _t.List[str]]:
             return list(argv[:at - 1]), list(argv[at:])
         if word in takes_value:
             at += takes_value[word]
-        elif word.startswith("--") and "=" not in word:         # an abbreviation; argparse complains if it is not one
-            at += any(takes_value[flag] for flag in takes_value if flag.startswith(word))
+        elif word.startswith("--"):         # an abbreviation; argparse complains if it is not one
+            at += "=" not in word and any(takes_value[flag] for flag in takes_value if flag.startswith(word))
+        else:                               # letters in one word: the value of the first that takes one follows it
+            first = next((n for n, letter in enumerate(word) if takes_value.get("-" + letter)), None)
+            at += first == len(word) - 1
     return list(argv[:at]), list(argv[at:])

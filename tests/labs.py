@@ -31,6 +31,22 @@ ROOT = HOSTS.parent.parent
 _numbers = itertools.count()
 
 
+@contextlib.contextmanager
+def servers(folder):
+    """A hashserver and a database over ``folder`` in this process, as ``SEAMLESS_REMOTE_CLIENTS`` names them."""
+    from seamless_lite import database, hashserver, httpbase
+    from seamless_lite.folder import Folder
+    from seamless_lite.resulttable import ResultTable
+    with contextlib.ExitStack() as stack:
+        clients = {}
+        for kind, service in (("buffer", hashserver.HashService(Folder(str(folder)))),
+                              ("database", database.DatabaseService(ResultTable(str(folder / "seamless.db"))))):
+            running = httpbase.start(service, httpbase.Listen(host="127.0.0.1"))
+            stack.callback(running.stop)
+            clients[kind] = [{"readonly": False, "remote_url": running.address}]
+        yield json.dumps(clients)
+
+
 class LabError(Exception):
     """A script of the labs failed; the text is what it said."""
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from labs import servers
+from seamless_lite import cmd_download, cmd_upload
 from seamless_lite.errors import SeamlessError
 
 from test_cmd_run import count_runs, ledger, prepared, run, runs, wait_for      # noqa: F401 (fixtures)
@@ -182,3 +184,32 @@ def test_a_command_that_interrupts_its_own_shell_is_no_success(run, ledger):
 def test_local_needs_no_cluster_whatever_the_file_says(run, tmp_path):
     (tmp_path / "seamless.yaml").write_text("- project: p\n- execution: remote\n")
     assert run("--local", "cat", "a.txt") == (b"alpha\nbeta\n", "")
+
+
+# --- large results
+
+def test_a_result_that_is_too_large_to_be_brought_is_named_and_can_be_brought_later(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEAMLESS_MAX_DOWNLOAD_SIZE", "3")
+    with servers(tmp_path / "far") as clients:
+        monkeypatch.setenv("SEAMLESS_REMOTE_CLIENTS", clients)
+        out, err = run("-n", "-c", "cat a.txt > big.txt")
+        assert "not downloaded: big.txt; seamless-download brings it" in err and not (run.cwd / "big.txt").exists()
+        named = (run.cwd / "big.txt.CHECKSUM").read_text()
+        (run.cwd / "big.txt.CHECKSUM").unlink()
+        assert "refused; answer yes at a terminal" in run("-c", "cat a.txt > big.txt", code=1)[1]
+        assert (run.cwd / "big.txt.CHECKSUM").read_text() == named
+        assert cmd_download.main(["big.txt"]) == 1 and not (run.cwd / "big.txt").exists()
+        assert cmd_download.main(["-y", "big.txt"]) == 0 and (run.cwd / "big.txt").read_text() == (run.cwd / "a.txt").read_text()
+
+
+def test_no_is_an_answer_for_a_folder_on_this_machine_too(run, monkeypatch):
+    monkeypatch.setenv("SEAMLESS_MAX_UPLOAD_FILES", "0")
+    assert cmd_upload.main(["-n", "a.txt"]) == 1 and not (run.cwd / "a.txt.CHECKSUM").exists()
+    assert cmd_upload.main(["a.txt"]) == 0
+    monkeypatch.setenv("SEAMLESS_MAX_DOWNLOAD_FILES", "0")
+    assert cmd_download.main(["-n", "-o", "new.txt", "a.txt"]) == 1 and not (run.cwd / "new.txt").exists()
+
+
+def test_letters_in_one_word(run):
+    assert run("-vi", "a.txt", "-c", "cat a.txt")[0] == run("-qia.txt", "-c", "cat a.txt")[0] == b"alpha\nbeta\n"
+    assert run("-qc", "cat a.txt")[0] == b"alpha\nbeta\n"

@@ -84,8 +84,8 @@ def test_mistakes_are_one_sentence(shell):                                      
     code, text = shell.store.put(b"print(1)"), shell.store.put(b'{"a": 1}\n')
     for name, words, number in ((code, "is not a transformation", 1), (text, "is not a transformation", 1),
                                 (Checksum.of(b"nowhere"), "in none of the stores", 1), ("missing", "neither a checksum", 2)):
-        for main in (run,) if number == 1 else (run, cancel):
-            out, err = shell(main, name, code=number)
+        for main, expected in ((run, number),) if number == 1 else ((run, number), (cancel, 1)):     # 2 of cancel: not running
+            out, err = shell(main, name, code=expected)
             assert out == b"" and words in err and len(err.splitlines()) == 1
     upload(shell, "-c", "echo 1")
     name = "job/transformation.json.CHECKSUM"
@@ -147,7 +147,7 @@ def test_a_job_of_a_jobserver_is_run_refused_and_cancelled(lab):            # no
     assert code == 1 and "--strict" in err
     assert answer(family(lab, "cancel", "job/transformation.json.CHECKSUM")) == (0, "jobserver: canceled\n", "")
     assert answer(first)[:2] == (130, "")
-    assert answer(family(lab, "cancel", transformation)) == (2, "jobserver: canceled\n", "")
+    assert answer(family(lab, "cancel", transformation)) == (2, "jobserver: not-running\n", "")
 
 
 def test_a_chain_of_scratch_results_is_made_again_on_the_jobserver(lab):           # noqa: F811

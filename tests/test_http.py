@@ -758,6 +758,14 @@ def test_a_program_that_cannot_listen_says_why_and_marks_its_status_file(tmp_pat
     assert record["status"] == "failed" and "is not free" in record["error"]
 
 
+@pytest.mark.parametrize("words", [("--port", "-3"), ("--port", "65536"), ("--port-range", "1", "x"), ("--timeout", "-1"),
+                                   ("--timeout", "nan"), ("--port", "0", "--port-range", "1", "2")])
+def test_numbers_that_cannot_be_are_wrong_usage(words):
+    with program(*words, "--auth", "none", secret=None) as process:
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 2 and out == b"" and b"error: argument --" in err
+
+
 def test_a_socket_of_a_dead_service_is_replaced_and_that_of_a_living_one_is_not(tmp_path):
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as dead:

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from labs import servers
 from seamless_lite import cmd_queue, cmd_run, hostside, queuefile
+from seamless_lite.checksum import Checksum
 from seamless_lite.errors import SeamlessError
 from seamless_lite.folder import Folder
 from seamless_lite.queuefile import QueueFile
@@ -449,6 +451,18 @@ def test_a_queue_on_a_full_disk_says_so_in_one_sentence_and_keeps_its_commands(l
     assert cmd_queue.queue([]) == 1
     err = lab.captured.readouterr().err
     assert "No space left on device" in err and "internal error" not in err and len(lab.file().pending()) == 1
+
+
+def test_a_result_that_is_too_large_to_be_brought_is_no_failure(lab, monkeypatch):
+    monkeypatch.delenv("SEAMLESS_CACHE")
+    monkeypatch.setenv("SEAMLESS_MAX_DOWNLOAD_SIZE", "3")
+    with servers(lab.cwd / "far") as clients:
+        monkeypatch.setenv("SEAMLESS_REMOTE_CLIENTS", clients)
+        lab.submit("-n", "-c", "sort a.txt > x.txt")
+        lab.submit("-y", "-c", "uniq x.txt > y.txt")
+        assert "job 1: 1 files of 6 bytes are not downloaded without a question" in lab.run()
+    assert lab.read("y.txt") == "a\nb\n" and not (lab.cwd / "x.txt").exists()
+    assert lab.read("x.txt.CHECKSUM") == Checksum.of(b"a\nb\nb\n") + "\n"
 
 
 # --- clusters -------------------------------------------------------------------------------------------------

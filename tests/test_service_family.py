@@ -25,6 +25,17 @@ away:
       hashserver: {{bufferdir: /far/buffers}}
       database: {{database_dir: /far/results}}
 """
+QUEUES = """\
+hpc:
+  type: slurm
+  default_queue: q1
+  queues:
+    q1: {conda: base, walltime: "00:10:00", cores: 1, memory: 1GB, maximum_jobs: 1}
+    q2: {conda: base, walltime: "00:10:00", cores: 1, memory: 1GB, maximum_jobs: 1}
+  frontends:
+    - hostname: localhost
+      daskserver: {}
+"""
 
 
 @pytest.fixture
@@ -63,6 +74,23 @@ def test_a_service_has_the_key_and_the_folder_that_seamless_gives_it(place):
     assert resolved("--service", "database")["workdir"] == str(place / "results/p"), "what is not said is in the folder's files"
     (place / "other").mkdir()
     assert resolved("--service", "database", "--workdir", str(place / "other"), "--cluster", "loc", "--project", "x")["project"] == "x"
+
+
+def test_the_queue_of_the_folder_counts_for_a_pure_daskserver(place, home):
+    (home / ".seamless/clusters.yaml").write_text(QUEUES)
+    (place / "seamless.yaml").write_text("- cluster: hpc\n- project: p\n- execution: remote\n- remote: daskserver\n- persistent: false\n"
+                                         "- queue: q2\n")
+    found = resolved("--service", "pure-daskserver")
+    assert found["key"] == "pure-daskserver-hpc-q2" and found["queue"] == "q2"
+    assert run("stop", "--service", "pure-daskserver")[1] == "pure-daskserver-hpc-q2: not running\n"
+    assert resolved("--service", "pure-daskserver", "--queue", "q1")["key"] == "pure-daskserver-hpc-q1"
+
+
+def test_ps_of_a_cluster_asks_its_hosts(place):
+    code, out, err = run("ps", "--cluster", "away")
+    assert code == 1 and out == "" and "no-such-host.invalid" in err
+    assert run("ps", "--cluster", "away", "--client") == (0, "", "")
+    assert "'cluster' is 'nowhere'" in run("ps", "--cluster", "nowhere")[2]
 
 
 @pytest.mark.parametrize("parts", [
