@@ -24,6 +24,7 @@ import typing as _t
 from .checksum import CHUNK, Checksum, is_checksum
 from .compressed import hash_pieces
 from .errors import CacheMissError, CorruptBufferError, SeamlessError
+from .folder import log
 from .fsck import is_record
 from .progress import Progress
 from .references import closure, makers, recipe_of
@@ -35,6 +36,8 @@ DATABASE = "seamless.db"
 _BATCH_BYTES, _BATCH_BUFFERS = 4 << 20, 1000
 _LARGEST_TABLE, _TABLE_S = 1 << 30, 60.0
 _NAME = re.compile(r"(?:\./)?(?:([0-9a-f]{2})/)?([0-9a-f]{64})\Z")
+#: What may be in the schema of a table: no views, triggers, virtual tables, or columns that are computed.
+_PLAIN = re.compile(r"CREATE (?:TABLE|INDEX|UNIQUE INDEX) (?!.*\bAS\b)", re.DOTALL | re.IGNORECASE)
 _FOLDER = re.compile(r"(?:\.|\./|(?:\./)?[0-9a-f]{2}/?)\Z")
 
 
@@ -225,21 +228,22 @@ class _Reader:
 # --- import
 
 class Import:
-    """What importing archives into ``stores`` did: ``added`` and ``there`` (buffers), ``size`` (bytes added), ``rows`` and
-    ``known_rows``, and ``kept``: (transformation, result here, result there) of those that differ.
+    """What importing archives into ``stores`` did: ``added`` (of which ``mended`` were damaged) and ``there`` (buffers),
+    ``size`` (bytes added), ``rows`` and ``known_rows``, and ``kept``: (transformation, result here, result there) of those that differ.
 
     With ``dry_run`` nothing is stored, and it is what would be done.  ``tell`` hears of each buffer and row.
     """
 
     def __init__(self, stores, dry_run: bool = False, tell: _t.Callable[[str], None] = lambda line: None,
                  who: _t.Optional[str] = None):
-        self.added = self.there = self.size = self.rows = self.known_rows = 0
+        self.added = self.mended = self.there = self.size = self.rows = self.known_rows = 0
         self.kept: _t.List[_t.Tuple[Checksum, str, Checksum]] = []
         self._stores, self._dry_run, self._tell, self._who = stores, dry_run, tell, who
 
     def read(self, file: _t.BinaryIO, where: str, size: int = 0) -> None:
         """Import one archive; ``where`` is how to call it.  Raises ``SeamlessError``, and then no row was recorded."""
         names: _t.Set[str] = set()
+        mended = self.mended
         others: _t.Set[Checksum] = set()            # buffers that are no transformations
         batch: _t.Dict[Checksum, bytes] = {}
         with Progress("import", size, self._who) as progress, tempfile.TemporaryFile() as table:
@@ -276,6 +280,8 @@ class Import:
             if DATABASE in names:
                 table.flush()
                 self._record(_rows(table, reader, others))
+            if self.mended > mended:
+                log().warning("%d damaged buffers of the store were replaced by those of the archive %s", self.mended - mended, where)
 
     def _note(self, name: Checksum, size: int, is_there: bool) -> None:
         self._tell("%s %s %d" % ("have" if is_there else "add ", name, size))
@@ -283,8 +289,19 @@ class Import:
         self.added += not is_there
         self.size += 0 if is_there else size
 
+    def _there(self, names: _t.Collection[Checksum]) -> _t.Dict[Checksum, bool]:
+        """Which are in the store.  If it is on this machine they are read too: what is damaged is not there, and is stored again."""
+        buffers = self._stores.buffers
+        there = dict(zip(names, buffers.has(names))) if names else {}
+        for name in [] if buffers.remote or self._dry_run else [name for name in names if there[name]]:
+            with contextlib.suppress(SeamlessError), buffers.open(name) or contextlib.nullcontext() as file:    # if it can be read
+                if file is None:
+                    [there[name]] = buffers.has([name])     # still, if it could not be moved aside
+                    self.mended += not there[name]
+        return there
+
     def _small(self, batch: _t.Dict[Checksum, bytes]) -> None:
-        there = dict(zip(batch, self._stores.buffers.has(batch))) if batch else {}
+        there = self._there(batch)
         if not self._dry_run:
             self._stores.buffers.put_many(data for name, data in batch.items() if not there[name])
         for name, data in batch.items():
@@ -293,7 +310,7 @@ class Import:
 
     def _large(self, name: Checksum, size: int, reader: _Reader) -> None:
         buffers, found = self._stores.buffers, None
-        [is_there] = buffers.has([name])
+        is_there = self._there([name])[name]
         parts = iter(lambda: reader.read(CHUNK), b"")
         if is_there or self._dry_run:
             found = hash_pieces(parts)
@@ -349,8 +366,9 @@ def _rows(file, reader: _Reader, others: _t.Set[Checksum]) -> _t.List[_t.Tuple[C
         if Checksum(name) in others:
             raise reader.refuse("its %s has a result for %s, which is not a transformation" % (DATABASE, name))
     for name, (result, text) in records.items():
-        if not is_record(text, name, result):
-            raise reader.refuse("its %s has an execution record of something else for %s" % (DATABASE, name))
+        deeper = '{"":' * 100 + str(text) + "}" * 100       # what can just be read may be nested too deeply to be written
+        if not (isinstance(text, str) and is_record(text, name, result) and is_record(deeper, name, result)):
+            raise reader.refuse("its %s has no execution record, or one of something else, for %s" % (DATABASE, name))
     return [(Checksum(name), Checksum(result), json.loads(records[name][1]) if name in records else None)
             for name, result in sorted(rows.items())]
 
@@ -359,8 +377,7 @@ def _select(db: sqlite3.Connection, reader: _Reader):
     deadline = time.monotonic() + _TABLE_S
     db.set_progress_handler(lambda: time.monotonic() > deadline, 100000)
     db.execute("PRAGMA trusted_schema = OFF")
-    kinds = {(kind, (sql or "").upper().startswith("CREATE VIRTUAL")) for kind, sql in db.execute("SELECT type, sql FROM sqlite_master")}
-    if not kinds <= {("table", False), ("index", False)}:
+    if not all(sql is None or isinstance(sql, str) and _PLAIN.match(sql) for sql, in db.execute("SELECT sql FROM sqlite_master")):
         raise reader.refuse("its %s is more than a table" % DATABASE)
     if db.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
         raise reader.refuse("its %s is damaged" % DATABASE)

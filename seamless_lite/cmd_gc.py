@@ -22,8 +22,9 @@ _DESCRIPTION = """\
 Delete buffers that have not been used for long from the store of this folder's configuration, or from the folder that
 --destination names; without a limit, say how much there is and what could go.
 
-The least recently used go first.  What stays in any case: what was used within the time that --grace says; what queued
-and running jobs need; what is pinned; what a seamless.db given with --share-with refers to.  Others may work in the store
+The least recently used go first.  What stays in any case: what was used within the time that --grace says; what jobs
+need that run or wait in a program that runs; what is pinned; what a seamless.db given with --share-with refers to.  What
+waits in a queue file while no seamless-queue runs stays for the time of --grace alone.  Others may work in the store
 meanwhile.  The records of results stay: a command or function whose result was deleted simply runs again when it is
 wanted.  SIZE is a number and a unit (kB MB GB TB, or KiB MiB GiB), AGE a number and min, h, d, w or y."""
 _EXAMPLES = ("seamless-gc                                    # how much is there, and what could go",
@@ -60,6 +61,8 @@ class _Command:
     def __init__(self, arguments):
         self.arguments = arguments
         self.max_size = size_of(arguments.max_size, "--max-size") if arguments.max_size is not None else None
+        if self.max_size is not None and not arguments.max_size.rstrip()[-1:].isalpha():
+            raise UsageError("--max-size is '%s': it takes a number and a unit such as kB, MB or GB" % arguments.max_size)
         self.older_than_s = _seconds(arguments.older_than, "--older-than") if arguments.older_than is not None else None
         self.grace_s = _seconds(arguments.grace, "--grace") if arguments.grace is not None else gc.GRACE_S
         if self.grace_s < _LEAST_GRACE_S:

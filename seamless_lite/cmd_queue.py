@@ -12,18 +12,20 @@ import json
 import os
 import queue as queue_module
 import sys
+import threading
 import time
 import types
 import typing as _t
 
 from . import commandline, outputs, program
 from .celltypes import plain_dumps
-from .checksum import Checksum
+from .checksum import Checksum, is_checksum
 from .confirm import size_of
 from .cpus import usable_cpus
 from .dunders import execution_meta
 from .errors import SeamlessError, ServiceError
 from .inputs import readable
+from .leases import RENEW_S
 from .progress import size_text
 from .queuefile import POLL_S, QueueFile, Submission
 from .script import Target
@@ -96,9 +98,9 @@ def _finish() -> int:
 
 def _report(file: QueueFile) -> int:
     file.update()
-    failed = len(file.failed())
+    failed = len(file.failed()) + file.left_out
     if failed:
-        program.say(FINISH, "%d of %d commands failed; seamless-queue has said why" % (failed, len(file.submissions)))
+        program.say(FINISH, "%d of %d commands failed; seamless-queue has said why" % (failed, len(file.submissions) + file.left_out))
     return 1 if failed else 0
 
 
@@ -109,11 +111,11 @@ class _Queue:
         self.arguments = arguments
         self.file = QueueFile(os.environ, os.getcwd())
         self.sessions: _t.Dict[str, Session] = {}
-        self.limit = MOST
+        self.limit = arguments.workers or MOST
         self.started: _t.Dict[int, _t.Tuple[Submission, Session, Recipe]] = {}      # by ``at``
         self.outcomes: "queue_module.SimpleQueue" = queue_module.SimpleQueue()
-        self.announced: _t.Dict[int, _t.List[str]] = {}      # .FUTURE files of what is started, by ``at``
         self.touched = time.monotonic()
+        self.renewed = -RENEW_S
 
     def say(self, text: str, verbosity: int = 0) -> None:
         if not self.arguments.quiet and self.arguments.verbose >= verbosity:
@@ -124,7 +126,7 @@ class _Queue:
             stack.callback(outputs.remove_file, self.file.running)
             stack.callback(self.close)
             try:
-                self.session({})                # a wrong configuration is told at once
+                self.limit = min(self.limit, self.session({}).workers or MOST)      # a wrong configuration is told at once
                 self.say("running the commands in %s, until seamless-queue-finish is called" % self.file.path)
                 while not self.step():
                     pass
@@ -148,6 +150,7 @@ class _Queue:
         if self.file.eof and not self.started and not self.file.pending() and self.file.remove():
             return True
         self.touch()
+        self.renew()
         with contextlib.suppress(queue_module.Empty):
             self.finished(*self.outcomes.get(timeout=0.1))
             while True:
@@ -174,7 +177,6 @@ class _Queue:
         workers = None
         if settings.remote is None:
             workers = self.arguments.workers or settings.workers or usable_cpus()
-        self.limit = min(self.limit, self.arguments.workers or workers or MOST)
         return Session(settings, workers=workers, others=lambda: list(self.sessions.values()), who=None if self.arguments.quiet else QUEUE)
 
     def start(self) -> None:
@@ -206,6 +208,7 @@ class _Queue:
         """What to run for this command.  Raises ``SeamlessError`` if it cannot be."""
         params, transformation = submission.params, submission.transformation
         session = self.session(submission.config)
+        self.limit = min(self.limit, session.workers or MOST)
         if params.get("undo"):
             raise SeamlessError("--undo cannot be queued; run seamless-run --undo")
         recipe = Recipe.from_dict(transformation)
@@ -238,7 +241,7 @@ class _Queue:
 
     def finished(self, at: int, future) -> None:
         """Write the result files of a command that has run."""
-        submission, session, recipe = self.started.pop(at)
+        submission, session, _ = self.started[at]
         try:
             outcome = future.result()
             error = outcome.exception()
@@ -251,12 +254,9 @@ class _Queue:
             raise
         except SeamlessError as exc:
             error = exc
-        finally:
-            for path in self.announced.pop(at):
-                outputs.remove_file(path)
         if error is not None:
             return self.fail(submission, error.args[0], getattr(error, "logs", ""))
-        self.file.end(submission, outcome.result)
+        self.end(submission, outcome.result)
         self.say("job %d %s: %s" % (submission.number, "was cached" if outcome.cached else "is done", readable(submission.command)))
 
     def deliver(self, submission: Submission, session: Session, outcome: Outcome) -> None:
@@ -276,15 +276,23 @@ class _Queue:
         program.say(QUEUE, "job %d failed: %s: %s" % (submission.number, readable(submission.command), message))
         if logs:
             _print(logs)
-        self.file.end(submission, None, message)
+        self.end(submission, None, message)
+
+    def end(self, submission: Submission, result: _t.Optional[Checksum], message: str = "") -> None:
+        """Note that a command has ended; nobody need wait for its results, even if a queue that was killed had announced them."""
+        self.started.pop(submission.at, None)
+        self.conceal(submission)
+        self.file.end(submission, result, message)
 
     def summary(self) -> int:
         """Say how it went; the exit code."""
         failed = self.file.failed()
-        self.say("%d commands are done, %d failed" % (len(self.file.ended) - len(failed), len(failed)))
+        self.say("%d commands are done, %d failed" % (len(self.file.ended) - len(failed), len(failed) + self.file.left_out))
         for submission, message in failed:
             program.say(QUEUE, "failed: job %d: %s: %s" % (submission.number, readable(submission.command), message.split("\n")[0]))
-        return 1 if failed else 0
+        if self.file.left_out:
+            program.say(QUEUE, "failed: %d submissions that cannot be read; the queue file is %s" % (self.file.left_out, self.file.kept))
+        return 1 if failed or self.file.left_out else 0
 
     def close(self) -> None:
         """Cancel what is running, and remove what shows that it is."""
@@ -293,26 +301,56 @@ class _Queue:
                 session.cancel(recipe.checksum)
         for session in set(self.sessions.values()):
             session.close()
-        for path in itertools.chain(*self.announced.values()):
-            outputs.remove_file(path)
+        for submission, _, _ in self.started.values():
+            self.conceal(submission)
 
     # --- .FUTURE files --------------------------------------------------------------------------------
 
     def announce(self, submission: Submission, checksum: Checksum) -> None:
         """Tell commands that are run by hand to wait for the results."""
-        self.announced[submission.at] = []
         for path, text in outputs.future_files(submission.targets, submission.params["workdir"], checksum).items():
             with contextlib.suppress(OSError):              # the result will meet the same error, and tell it
                 with open(path, "wb") as file:
                     file.write(text)
-                self.announced[submission.at].append(path)
+
+    @staticmethod
+    def conceal(submission: Submission) -> None:
+        """The end of ``announce``."""
+        for path in outputs.future_files(submission.targets, submission.params["workdir"], submission.id):
+            with contextlib.suppress(OSError):              # there may be none, where nothing can be written
+                os.unlink(path)
 
     def touch(self) -> None:
         if time.monotonic() - self.touched > outputs.TOUCH_S:
             self.touched = time.monotonic()
-            for path in itertools.chain(*self.announced.values()):
-                with contextlib.suppress(OSError):          # somebody has removed it, and may
-                    os.utime(path)
+            for submission, _, recipe in self.started.values():
+                for path in outputs.future_files(submission.targets, submission.params["workdir"], recipe.checksum):
+                    with contextlib.suppress(OSError):      # somebody has removed it, and may
+                        os.utime(path)
+
+    # --- what is needed -------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """At times, use all that pending commands need, so that seamless-gc keeps it (see leases.py); nothing waits for that."""
+        if time.monotonic() - self.renewed < RENEW_S:
+            return
+        self.renewed = time.monotonic()
+        needed: _t.Dict[Session, _t.Set[str]] = {}
+        for submission in self.file.pending():
+            pins = (pin if isinstance(pin, list) else [pin] for pin in submission.transformation.values())
+            needs = [(submission, [submission.id, *itertools.chain(*pins)])]
+            needs += [(self.file.submissions[at], [self.file.ended[at].result]) for at in submission.after & self.file.ended.keys()]
+            for where, names in needs:
+                with contextlib.suppress(SeamlessError):    # it will be met again, and told, when the command is due
+                    needed.setdefault(self.session(where.config), set()).update(filter(is_checksum, names))
+        threading.Thread(target=_use, args=(needed,), daemon=True).start()
+
+
+def _use(needed: _t.Mapping[Session, _t.Set[str]]) -> None:
+    """Ask each store for all of these at once."""
+    for session, names in needed.items():
+        with contextlib.suppress(Exception):                # as above; or the queue has ended
+            session.store.has(names)
 
 
 def _print(logs: str) -> None:

@@ -21,9 +21,9 @@ def fingertip(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
     """Write a buffer; if it is not stored, make it again."""
     parser = _parser("seamless-fingertip", "Write the buffer with this checksum, byte for byte. One that is not stored (it was a scratch result,\n"
                      "or was deleted) is made again, if it is known which transformation made it, and that and its inputs\n"
-                     "are stored, or can be made again too. It is not stored then. If something else comes out, that is an\n"
-                     "error. Nothing is recorded of a command then: its variables (--metavar) and its conda environment are\n"
-                     "not known. A function is recorded as irreproducible.",
+                     "are stored, or can be made again too. It is not stored then, unless a command wrote it as a file. If\n"
+                     "something else comes out, that is an error. Nothing is recorded of a command then: its variables\n"
+                     "(--metavar) and its conda environment are not known. A function is recorded as irreproducible.",
                      "there is no such buffer, and it cannot be made")
     return commandline.run(parser, argv, lambda arguments: _write(arguments, parser.prog, _make))
 
@@ -68,9 +68,10 @@ def write_to(path: str, file: _t.BinaryIO) -> None:
 
 
 def _refuse(session, checksum: Checksum) -> None:
-    makers = session.stores.results.reverse(checksum)
-    raise CacheMissError("buffer %s is in none of the stores%s" % (checksum, "" if not makers else (
-        ", but transformation %s made it: seamless-fingertip may make it again" % makers[0])))
+    from .references import makers          # hardly ever needed
+    found = makers(checksum, session.store, session.stores.results)
+    raise CacheMissError("buffer %s is in none of the stores%s" % (checksum, "" if not found else (
+        ", but transformation %s made it: seamless-fingertip may make it again" % found[0])))
 
 
 def _make(session, checksum: Checksum) -> None:

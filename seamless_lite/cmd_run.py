@@ -188,11 +188,12 @@ class _Run:
         if not plan.targets:
             raise UsageError("--qsubmit: the command has no result file; write one with '>' or name it with --capture")
         plan.check_pins()
-        self.upload()
         recipe, earlier = plan.recipe, plan.earlier
         if earlier is not None and (self.queue.queued(earlier.checksum) or self.session.lookup(earlier, False) is not None):
             recipe = earlier
         futures = {pin: maker for pin, maker in plan.futures.items() if pin in recipe.pins}
+        self.upload(*([] if futures else [recipe.buffer]))
+        self.session.store.has(recipe.inputs())         # those that only a .CHECKSUM names are in use from now on, too
         transformation = {**recipe.to_dict(), **execution_dunders(self.meta(), self.session.store.put)}
         limits = {"max_download_" + name.lower(): int(read_size("SEAMLESS_MAX_DOWNLOAD_" + name, default))
                   for name, default in zip(("FILES", "SIZE"), LIMITS["Download"])}
@@ -287,10 +288,12 @@ class _Run:
                 try:
                     return self.deliver(outcome)
                 except CacheMissError:      # it was damaged, or somebody deletes buffers: make it again
-                    self.session.forget(recipe.checksum)
+                    self.session.doubt(recipe.checksum, outcome.result)
         self.plan.check_pins()
         with outputs.announced(self.plan.targets, self.cwd, self.plan.recipe.checksum):
             outcome = self.run_job(meta)
+            if self.plan.inputs.packed and isinstance(outcome.exception(), CacheMissError):
+                outcome = self.run_job(meta)        # a compressed input that turned out to be damaged is expanded now
             error = outcome.exception()
             if error is not None:
                 return self.failed(error)

@@ -20,7 +20,7 @@ _SELECTORS = (("cluster", "its cluster"), ("project", "its project (SEAMLESS_CAC
               ("stage", "its stage"), ("substage", "its substage (jobserver, daskserver)"), ("queue", "its queue (pure-daskserver)"),
               ("frontend-name", "the hostname of the frontend that has it"))
 #: What a folder of buffers, and one of results, may have that is ours.
-_STORED = {"hashserver": re.compile(r"[0-9a-f]{2}|[0-9a-f]{64}(\..+|-[0-9a-f]{8})?|\.HASHSERVER_PREFIX(-[0-9a-f]{8})?|\.pins|\.COLLECTING|\.LOCK"),
+_STORED = {"hashserver": re.compile(r"[0-9a-f]{2}|[0-9a-f]{64}(\..+|-[0-9a-f]{8})?|\.HASHSERVER_PREFIX(-[0-9a-f]{8})?|\.pins|\.COLLECTING|\.IGNORED|\.LOCK"),
            "database": re.compile(r"seamless\.db(-journal|-wal|-shm)?")}
 
 

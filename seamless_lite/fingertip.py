@@ -13,7 +13,8 @@ import typing as _t
 
 from .checksum import Checksum
 from .errors import CacheMissError, JobCancelledError, SeamlessError
-from .references import index_leaves, is_deep_pin, recipe_of
+from .references import index_leaves, is_deep_pin, makers, recipe_of
+from .supply import Need
 from .transformation import Meta, Outcome, Recipe, Request
 
 #: A chain of transformations that is longer is not followed.
@@ -24,37 +25,40 @@ _CIRCLE = "it is needed to make itself"
 _DOUBT = "the variables (--metavar) and the conda environment of its first run are not known"
 
 
-def recompute(session, recipe: Recipe, meta: Meta = Meta(), log_fd: _t.Optional[int] = None) -> Outcome:
-    """Run ``recipe`` without looking its result up and without recording it.
+def mend(session, maker: "Maker", needs: _t.Sequence[Need]) -> _t.Dict[Checksum, _t.Optional[SeamlessError]]:
+    """Store what these jobs came with, and make again what they lack else; for each why that was not possible, or None.
 
-    The bytes of the result are in the outcome; of a deep one, they are in the store.  To record a result that
-    differs, put it into the result table: that makes the transformation irreproducible.
+    It is there as long as ``maker`` is open.
     """
-    return session.rerun(recipe, meta, log_fd)
-
-
-def mend(maker: "Maker", recipes: _t.Sequence[Recipe]) -> _t.Dict[Checksum, _t.Optional[CacheMissError]]:
-    """Make again what these jobs lack; for each why that was not possible, or None.
-
-    It is there as long as ``maker`` is open.  Raises ``JobCancelledError`` when nobody waits for them any more.
-    """
-    lacks = {recipe.checksum: maker.missing(recipe, maker.claims) for recipe in recipes}
-    why = maker.make({name for missing in lacks.values() for name in missing})
-    errors: _t.Dict[Checksum, _t.Optional[CacheMissError]] = {}
-    for recipe in recipes:
-        bad = [(pin, name) for name, pin in lacks[recipe.checksum].items() if name in why]
-        errors[recipe.checksum] = CacheMissError("the input '%s' of transformation %s is gone: %s" % (
-            bad[0][0], recipe.checksum, why[bad[0][1]])) if bad else None
+    session.supply.push_buffers({name: data for _, buffers, _ in needs for name, data in buffers.items()},
+                                {name: path for _, _, files in needs for name, path in files.items()})
+    lacks = {recipe.checksum: maker.missing(recipe, maker.claims) for recipe, _, _ in needs}
+    try:
+        why = maker.make({name for missing in lacks.values() for name in missing})
+    except JobCancelledError as exc:
+        return dict.fromkeys(lacks, exc)
+    errors: _t.Dict[Checksum, _t.Optional[SeamlessError]] = {}
+    for job, missing in lacks.items():
+        bad = [(pin, name) for name, pin in missing.items() if name in why]
+        errors[job] = CacheMissError("the input '%s' of transformation %s is gone: %s" % (
+            bad[0][0], job, why[bad[0][1]])) if bad else None
+        if not maker.works_for(job):
+            errors[job] = cancelled()
     return errors
 
 
 def make(session, checksum: Checksum) -> None:
-    """Make the buffer with this checksum again.  Raises ``CacheMissError`` that says why it cannot be."""
+    """Make the buffer with this checksum again; of a file of a result, that result.  Raises ``CacheMissError`` that says why it cannot be."""
     session.supply.claim((checksum,))       # for good: who calls this is going to read it
+    results = session.stores.results
+    wholes = [] if results.reverse(checksum) else results.get_many(makers(checksum, session.store, results)).values()
+    why: _t.Dict[Checksum, str] = {}
     with Maker(session) as maker:
-        why = maker.make({checksum})
-    if why:
-        raise CacheMissError(why[checksum])
+        for name in dict.fromkeys(wholes or [checksum]):
+            why = maker.make({name})
+            if not why:
+                return
+    raise CacheMissError(next(iter(why.values())))
 
 
 class Maker:
@@ -117,9 +121,9 @@ class Maker:
         waiting = {name: self._makers(name) for name in wanted if name not in why}
         while waiting:                      # one round for the first that made it, one for the second ...
             chosen = {}
-            for name, makers in waiting.items():
-                if makers:
-                    chosen[name] = makers.pop(0)
+            for name, recipes in waiting.items():
+                if recipes:
+                    chosen[name] = recipes.pop(0)
                 else:
                     why.setdefault(name, "buffer %s is in none of the stores, and no transformation that makes it is known; "
                                          "upload it, or run again what made it" % name)
@@ -193,33 +197,39 @@ class Maker:
         return why
 
     def missing(self, recipe: Recipe, claims: _t.List[Checksum]) -> _t.Dict[Checksum, str]:
-        """The inputs that are neither in memory nor in the store -> pin.  For leaves that are gone: the index, if it can be made.
+        """The inputs that are neither in memory nor in a store -> pin.  For leaves that are gone: the index, if it can be made.
 
         What the store lacks is claimed, and added to ``claims``: if it is in memory, it stays there, and the next push takes it.
+        What the store of another stage has is brought.
         """
         session, pins = self._session, {}
         for name, (_, _, checksum) in recipe.pins.items():
             if checksum is not None:
                 pins.setdefault(Checksum(checksum), name)
-        lacking = self._claim([name for name, there in zip(pins, session.store.has(list(pins))) if not there], claims)
-        found = {name: pins[name] for name in lacking if session.supply.held(name) is None}
+        found = {name: pins[name] for name in self._lacking(list(pins), claims)}
         for pin, (_, _, checksum) in recipe.pins.items():
             if checksum is None or checksum in found or not is_deep_pin(recipe, pin):
                 continue
             leaves = index_leaves(session.supply.held(checksum) or session.store.get(checksum) or b"")
-            lacking = self._claim([leaf for leaf, there in zip(leaves, session.store.has(leaves)) if not there], claims)
-            session.supply.note_gone([checksum] if lacking else ())
-            gone = [leaf for leaf in lacking if session.supply.held(leaf) is None]
+            gone = self._lacking(leaves, claims)
+            session.supply.note_gone([checksum])
             if gone:
                 self._claim([checksum], claims)
                 found.update({checksum: pin} if session.stores.results.reverse(checksum) else dict.fromkeys(gone, pin))
         return found
 
-    def _claim(self, names: _t.List[Checksum], claims: _t.List[Checksum]) -> _t.List[Checksum]:
+    def _lacking(self, names: _t.List[Checksum], claims: _t.List[Checksum]) -> _t.List[Checksum]:
+        supply = self._session.supply
+        gone = [name for name, there in zip(names, self._session.store.has(names)) if not there]
+        self._claim(gone, claims)
+        gone = [name for name in gone if supply.held(name) is None]
+        brought = supply.bring(gone)
+        return [name for name in gone if name not in brought]
+
+    def _claim(self, names: _t.List[Checksum], claims: _t.List[Checksum]) -> None:
         self._session.supply.claim(names)
         self._session.supply.note_gone(names)
         claims += names
-        return names
 
 
 def cancelled() -> JobCancelledError:
@@ -265,11 +275,10 @@ class Mender:
         time.sleep(COLLECT_S)
         maker, jobs = self._take()
         try:
-            errors = mend(maker, [request.recipe for request, _ in jobs])
+            errors = mend(self._session, maker, [(request.recipe, request.buffers, {}) for request, _ in jobs])
             wanted = []
             for job in jobs:
-                name = job[0].recipe.checksum
-                error = errors[name] if maker.works_for(name) else cancelled()
+                error = errors[job[0].recipe.checksum]
                 if error is None:
                     wanted.append(job)
                 else:

@@ -8,7 +8,8 @@ with its length in ``.BUFFERLENGTH``.  Temporary files are called ``<name>-XXXXX
 where the file will be; only whole, verified and synced files get their final name.
 
 What is read is verified: ``get`` always, ``open`` and ``path`` when this process reads the file for the first
-time; it then remembers device, inode, time and size.  A damaged file is moved aside to ``<name>.CORRUPT``.
+time; it then remembers device, inode, time and size.  A damaged file is moved aside to ``<name>.CORRUPT``; in ``extra_dirs`` it is
+ignored until it changes, by every process that writes the same folder (``IGNORED``).
 """
 import contextlib
 import io
@@ -30,6 +31,8 @@ STALE_S = 24 * 3600.0
 _GROUP = 16         # so many are looked for before it is asked whether ``seamless-gc`` is there, which stays 0.1 s at least
 #: While this file is there, ``seamless-gc`` deletes: what it renames to ``ASIDE`` may be taken back (see gc.py).
 COLLECTING, ASIDE = ".COLLECTING", ".GC"
+#: Lines of ``_state`` and path of what is damaged or cannot be read in ``extra_dirs``; looked at once in so long, for hits to stay fast.
+IGNORED, LEARN_S = ".IGNORED", 0.001
 
 _TEMPORARY = re.compile(r"[0-9a-f]{64}(\.zst|\.gz|\.BUFFERLENGTH)?-[0-9a-f]{8}\Z|\.HASHSERVER_PREFIX-[0-9a-f]{8}\Z")
 
@@ -137,6 +140,8 @@ class Folder:
         self._layout = layout
         self._directories = [self.directory] + [os.path.abspath(os.path.expanduser(extra)) for extra in extra_dirs]
         self._verified: _t.Dict[_t.Tuple[int, int], tuple] = {}
+        self._ignored: _t.Dict[str, str] = {}           # path -> ``_state``
+        self._ignored_file, self._learned_s = os.path.join(self.directory, IGNORED), -LEARN_S
 
     # ---- reading
 
@@ -163,11 +168,13 @@ class Folder:
     def has(self, checksums: _t.Iterable) -> _t.List[bool]:
         """As ``MemoryBuffers.has``: whether a file is there, unread.  One that is there is in use now: it stays for a while."""
         names, found = list(map(Checksum, checksums)), []
+        self._learn()
+        look = in_use if not self._ignored else lambda path: not self._is_ignored(path) and in_use(path)
         for start in range(0, len(names), _GROUP):
             part = names[start:start + _GROUP]
-            there = [any(map(in_use, self._paths(name))) for name in part]
+            there = [any(map(look, self._paths(name))) for name in part]
             if not all(there) and self._is_collecting():
-                there = [known or self._rescue(name) and any(map(in_use, self._paths(name))) for known, name in zip(there, part)]
+                there = [known or self._rescue(name) and any(map(look, self._paths(name))) for known, name in zip(there, part)]
             found += there
         return found
 
@@ -179,6 +186,7 @@ class Folder:
         return forms
 
     def length(self, checksum) -> _t.Optional[int]:
+        self._learn()
         return self._find(Checksum(checksum), self._length, wait=False)
 
     remote, close = False, MemoryBuffers.close
@@ -200,13 +208,17 @@ class Folder:
         while True:
             damaged, unreadable = [], None
             for path in self._paths(checksum, suffixes):
+                if self._is_ignored(path):
+                    continue
                 try:
                     found = use(path, os.path.splitext(path)[1], checksum)
                 except MISSING:
                     continue
                 except OSError as exc:      # another folder may have it
-                    unreadable = unreadable or SeamlessError("the buffer %s cannot be read: %s" % (path, exc.strerror))
-                    continue
+                    if path.startswith(self.directory + os.sep):
+                        unreadable = unreadable or SeamlessError("the buffer %s cannot be read: %s" % (path, exc.strerror))
+                        continue
+                    found = None
                 if found is not None and (in_use(path) or found != path):   # a path must be there still
                     return found
                 if found is None:
@@ -287,19 +299,39 @@ class Folder:
         self._verified[status.st_dev, status.st_ino] = (status.st_mtime_ns, status.st_size, checksum)
 
     def _set_aside(self, path, checksum) -> None:
-        """Rename a damaged file, so that the buffer can be stored again."""
+        """Rename a damaged file, so that the buffer can be stored again; one that is not ours is ignored from now on, by all."""
+        self._learn()
+        if self._is_ignored(path):
+            return                              # another process has said so
+        state, problem, is_ours = _state(path), "is damaged", self.writable and path.startswith(self.directory + os.sep)
         try:
             if is_whole(path, os.path.splitext(path)[1], checksum):
                 return                          # somebody has repaired it meanwhile
-            if self.writable and path.startswith(self.directory + os.sep):
+            if is_ours:
                 os.replace(path, path + ".CORRUPT")
                 log().warning("the stored buffer %s was damaged; it is now %s.CORRUPT", path, path)
                 return
         except MISSING:
             return
         except OSError as exc:
-            log().debug("%s cannot be moved aside: %s", path, exc)
-        log().warning("the stored buffer %s is damaged; it is ignored", path)
+            problem = "is damaged or cannot be read (%s)" % exc.strerror
+        log().warning("the stored buffer %s %s; it is ignored", path, problem)
+        if not is_ours:                         # ours, if it cannot be renamed, cannot be replaced either: it counts as stored
+            self._ignored[path] = state
+            with contextlib.suppress(OSError, SeamlessError):
+                self.prepare()
+                with open(self._ignored_file, "a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write("%s %s\n" % (state, path))
+
+    def _is_ignored(self, path) -> bool:
+        return path in self._ignored and self._ignored[path] == _state(path)
+
+    def _learn(self) -> None:
+        """Read what other processes ignore, unless that was done just now."""
+        if len(self._directories) > 1 and time.monotonic() - self._learned_s >= LEARN_S:
+            self._learned_s = time.monotonic()
+            with contextlib.suppress(OSError), open(self._ignored_file, encoding="utf-8", errors="surrogateescape") as file:
+                self._ignored.update(line.rstrip("\n").partition(" ")[::-2] for line in file)
 
     # ---- writing
 
@@ -396,6 +428,14 @@ class Folder:
             raise SeamlessError("the buffer folder %s has the layout %s: it cannot be used with the layout %s"
                                 % (self.directory, layout, self._layout))
         return layout
+
+
+def _state(path) -> str:
+    """It changes when somebody repairs the file, or lets us read it."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return "%d-%d-%d-%o" % (status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode)
+    return "-"
 
 
 def log():

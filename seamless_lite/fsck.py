@@ -25,6 +25,7 @@ from .cpus import usable_cpus
 from .durable import FOLDER_MODE, MISSING, make_folder, sync_folder
 from .errors import CacheMissError, CorruptBufferError, SeamlessError
 from .folder import ASIDE, STALE_S, SUFFIXES, Folder
+from .gc import is_store
 from .progress import Progress, is_watched
 from .resulttable import ResultTable
 
@@ -258,7 +259,7 @@ class Fsck:
                 for entry in entries:
                     if not entry.is_dir(follow_symlinks=True) or _NAME.match(entry.name):
                         yield entry
-                    elif folder == self.directory and re.match("[0-9a-f]{2}\\Z", entry.name):
+                    elif folder == self.directory and re.match("[0-9a-f]{2}\\Z", entry.name) and not is_store(entry.path):
                         folders.append(entry.path)      # others are stores of subprojects and stages
 
     def _check_files(self) -> None:

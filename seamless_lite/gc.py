@@ -1,8 +1,8 @@
 """Deleting buffers that have not been used for long: what may go (``Survey``), and making it go (``collect``).
 
-What stays: what was used within ``grace_s`` (see below), what is pinned, what a shared ``seamless.db`` refers to; and all that
-the transformations and indices among these refer to.  Of the rest the least recently used goes first.  Rows of results
-stay: a row without its buffer is legal (a scratch result), and says how to make the buffer again.
+What stays: what was used within ``grace_s`` (see below), what is pinned, what a shared ``seamless.db`` refers to; all that the
+transformations and indices among these refer to; and, if some of that is missing, what makes it.  Of the rest the least recently
+used goes first.  Rows of results stay: a row without its buffer is legal (a scratch result), and says how to make it again.
 
 Why that is safe while others work in the folder:
 - The last use is the access time of the file.  Whoever asks for a buffer in order to read it, or not to store it again, notes
@@ -25,11 +25,13 @@ import re
 import time
 import typing as _t
 
+from . import compressed
 from .checksum import Checksum
 from .durable import last_use, open_unnoticed, remove_file
 from .errors import SeamlessError
 from .folder import ASIDE, COLLECTING, SUFFIXES, Folder
-from .references import closure, makers, recipe_of
+from .references import LARGEST, closure, makers, recipe_of
+from .storing import MARKER
 
 DAY_S = 86400.0
 GRACE_S = DAY_S + 3600.0
@@ -66,16 +68,33 @@ class _Unnoticed(Folder):
         return [checksum in self._listed for checksum in checksums]
 
     def length(self, checksum):
-        return self._listed[checksum].size if checksum in self._listed else None
+        return min(self._listed[checksum].size, LARGEST) if checksum in self._listed else None      # see ``_names_in``
 
     def get(self, checksum):
+        is_large = checksum in self._listed and self._listed[checksum].size > LARGEST
         for suffix, path in self.forms(checksum).items():
-            if suffix:
-                return self.peek(checksum)
+            if is_large or suffix:
+                return self._names_in(path, suffix) if is_large else self.peek(checksum)
             with contextlib.suppress(OSError), open_unnoticed(path) as file:
                 begin = file.read(1)
                 return begin + file.read() if begin in (b"{", b"[") else b""
         return None
+
+    def _names_in(self, path, suffix):
+        """Of what is too large to be read at once: an index of all in the folder that it may refer to."""
+        names, text = set(), b""
+        with contextlib.suppress(OSError, SeamlessError):
+            for part in compressed.pieces(path, suffix):
+                if not text and part[:1] not in (b"{", b"["):
+                    break
+                text = text[-65:] + part
+                names.update(name for name in re.findall(rb'"([0-9a-f]{64})"', text) if name.decode() in self._listed)
+        return b'["%s"]' % b'", "'.join(names) if names else b""
+
+
+def is_store(folder: str) -> bool:
+    """Whether a folder of buffers is also the store of a subproject: Seamless 1.x allows one that is called ``ab``."""
+    return any(os.path.exists(os.path.join(folder, name)) for name in (MARKER, "seamless.db"))
 
 
 class Survey:
@@ -99,6 +118,7 @@ class Survey:
         new: _t.Dict[str, Buffer] = {}
         try:
             for folder in self._changed_folders():
+                is_shared = is_store(folder)
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         match = _NAME.match(entry.name)
@@ -107,6 +127,8 @@ class Survey:
                         elif match and match[1] not in self.buffers:
                             with contextlib.suppress(FileNotFoundError):    # it came and went
                                 new[match[1]] = _joined(new.get(match[1]), entry, match[2])
+                                if is_shared and (folder != self.directory or match[1][:2] == os.path.basename(folder)):
+                                    new[match[1]] = new[match[1]]._replace(used_s=time.time())      # it may be the other store's
         except OSError as exc:
             raise SeamlessError("the buffer folder %s cannot be read: %s" % (exc.filename or self.directory, exc.strerror)) from exc
         self.buffers.update(new)
@@ -127,9 +149,18 @@ class Survey:
             yield folder
 
     def keep(self, roots: _t.Iterable[str], why: str, results=None) -> None:
-        """Keep ``roots`` and all that they refer to, with the results of the transformations if ``results`` is given."""
-        for name in closure(roots, self._folder, results).checksums:
-            self.kept.setdefault(name, why)
+        """Keep ``roots`` and all that they refer to, with the results of the transformations if ``results`` is given.
+
+        What makes those that are missing (they were scratch), or the index of a missing leaf, is kept too, and so on.
+        """
+        seen: _t.Set[str] = set()
+        while roots:
+            found = closure(roots, self._folder, results)
+            for name in found.checksums:
+                self.kept.setdefault(name, why)
+            lacking = (found.missing | found.incomplete) - seen
+            seen |= lacking
+            roots = [maker for name in lacking for maker in self.results.reverse(name)] if self.results is not None else []
 
     def is_transformation(self, name: str) -> bool:
         """Whether the buffer is one."""
@@ -145,8 +176,11 @@ class Survey:
         return [] if self.results is None else makers(checksum, self._folder, self.results)
 
     def keep_shared(self, table) -> None:
-        """Keep what the rows of ``table``, a ``ResultTable``, refer to."""
-        for kind in ("transformation", "irreproducible_transformation"):
+        """Keep what the rows of ``table``, a ``ResultTable``, refer to.  Raises ``SeamlessError`` if it has no such table."""
+        tables = {name for name, in table.query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "transformation" not in tables:
+            raise SeamlessError("%s has no table of transformations: give the seamless.db of the other store" % table.path)
+        for kind in tables & {"transformation", "irreproducible_transformation"}:
             rows = table.query('SELECT "checksum", "result" FROM "%s"' % kind)
             self.keep((name for row in rows for name in row), "shared", table)
 

@@ -239,6 +239,8 @@ class Transformation:
         whose text says it.  Runs nothing; of dependencies without a result the first are explained.
         """
         from .why import Step, explain_last     # only who asks pays for it
+        if self._constructed and self._choose_session().stores.results.irreproducible(self._recipe.checksum):
+            self._session.doubt(self._recipe.checksum)      # another program has found out
         return explain_last([Step(node, node._choose_session(), node._filled, node._buffers, node._keep, node._outcome, node._name)
                              for node in self._walk(lambda node: True)])
 
@@ -361,7 +363,7 @@ class Transformation:
                 if last or not self._outcome.cached:
                     raise
                 with _lock:
-                    self._session.doubt(self._recipe.checksum)
+                    self._session.doubt(self._recipe.checksum, self._outcome.result)
                     self._outcome = self._future = None
                     self._submitted = False
 

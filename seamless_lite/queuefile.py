@@ -22,6 +22,8 @@ LOCK_STALE_S = 30.0
 POLL_S = 0.05
 VARIABLE, DEFAULT_NAME = "SEAMLESS_QUEUE_FILE", ".seamless-queue"
 _BEGINS = (b'{\n  "queue_command"', b'{"queue_command"')
+#: What an entry may leave out.
+_PARAMS = {"scratch": False, "download": True, "auto_confirm": "no", "max_download_files": 2000, "max_download_size": 500_000_000}
 
 
 class Submission(_t.NamedTuple):
@@ -52,6 +54,8 @@ class QueueFile:
         self.submissions: _t.Dict[int, Submission] = {}
         self.ended: _t.Dict[int, Ended] = {}
         self.eof = False
+        self.left_out = 0                                   # submissions that cannot be understood
+        self.kept = self.path                               # where the file is
         self._file: _t.Optional[_t.BinaryIO] = None
         self._next = 0
         self._by_id: _t.Dict[str, int] = {}
@@ -80,6 +84,7 @@ class QueueFile:
                         raise ValueError
                     self._take(self._next + offset, record)
                 except (LookupError, TypeError, ValueError, AttributeError, SeamlessError):
+                    self.left_out += isinstance(record, dict) and record.get("queue_command") == "SUBMIT"
                     problems.append("an entry of %s at byte %d cannot be read (its writer may have been killed) and is left out: %s"
                                     % (self.path, self._next + offset, chunk[offset:offset + 200].decode("utf-8", "replace")))
             self._next += len(chunk) + 1
@@ -104,7 +109,7 @@ class QueueFile:
             self.eof = True
 
     def _add(self, at: int, record: _t.Mapping) -> None:
-        params, checksum = record["params"], Checksum(record["transformation_checksum"])
+        params, checksum = {**_PARAMS, **record["params"]}, Checksum(record["transformation_checksum"])
         targets = [Target(server, local or server) for server, local in record["result_targets"].items()]
         makers = {}
         for pin, made_by in record.get("futures", {}).items():
@@ -114,7 +119,7 @@ class QueueFile:
         after = {self._writers[place] for place in places if place in self._writers} | {maker for maker, _ in makers.values()}
         transformation = record["pending_transformation" if makers else "transformation_dict"]
         self.submissions[at] = Submission(at, len(self.submissions) + 1, checksum, str(record["original_command"]), dict(transformation),
-                                          targets, dict(params), makers, dict(record.get("config", {})), frozenset(after))
+                                          targets, params, makers, dict(record.get("config", {})), frozenset(after))
         self._by_id[checksum] = at
         self._writers.update(dict.fromkeys(places, at))
 
@@ -158,9 +163,12 @@ class QueueFile:
     # --- writing --------------------------------------------------------------------------------------
 
     def append(self, record: _t.Mapping, create: bool = True, indent: _t.Optional[int] = None) -> None:
-        """Add a record; it is durable when this returns.  Raises ``SeamlessError``."""
+        """Add a record; it is durable when this returns.  Raises ``SeamlessError``, also if its makers are gone with their file."""
         data = json.dumps(record, indent=indent).encode("ascii") + b"\0"
         with self.locked():
+            if record.get("futures") and self.is_replaced():
+                raise SeamlessError("the queue %s ended while this command was being submitted, which would wait in vain for its input '%s'; "
+                                    "submit it again" % (self.path, next(iter(record["futures"]))))
             try:
                 is_new = not os.path.exists(self.path)
                 fd = os.open(self.path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), 0o666)
@@ -185,11 +193,14 @@ class QueueFile:
         self.ended[submission.at] = Ended(result, message)
 
     def remove(self) -> bool:
-        """Remove the file, unless something was submitted meanwhile."""
+        """Remove the file, unless something was submitted meanwhile; if submissions were left out, rename it."""
         with self.locked():
             self.update()
             if self.pending():
                 return False
+            if self.left_out:
+                self.kept = "%s.%s.LEFT-OUT" % (self.path, os.urandom(4).hex())
+                os.rename(self.path, self.kept)
             remove_file(self.path)
             return True
 

@@ -20,12 +20,14 @@ _INDEXED = frozenset(("deepcell", "deepfolder", "folder", "checksum"))
 class Closure(_t.NamedTuple):
     """``checksums``: all that was reached, the roots among them; ``missing``: those that the store lacks.
 
-    ``transformations``: those reached whose buffers are there; ``results``: transformation -> result, as far as known.
+    ``transformations``: those reached whose buffers are there; ``results``: transformation -> result, as far as known;
+    ``incomplete``: the indices that have missing leaves.
     """
     checksums: _t.Set[Checksum]
     missing: _t.Set[Checksum]
     transformations: _t.Set[Checksum]
     results: _t.Dict[Checksum, Checksum]
+    incomplete: _t.Set[Checksum]
 
 
 def recipe_of(data: bytes) -> _t.Optional[Recipe]:
@@ -97,7 +99,7 @@ class _Walk:
     def __init__(self, buffers, results):
         self._buffers, self._results = buffers, results
         self._opened: _t.Set[Checksum] = set()
-        self.found = Closure(set(), set(), set(), {})
+        self.found = Closure(set(), set(), set(), {}, set())
 
     def add(self, roots: _t.Sequence[Checksum]) -> None:
         results = dict(self._results.get_many(roots)) if self._results is not None else {}
@@ -108,7 +110,7 @@ class _Walk:
             if result is not None:
                 self.found.results[root] = result
             if recipe is None:
-                self._reach(index_leaves(data) if data is not None else ())
+                self._reach_leaves(root, data)
                 self._reach((result,) if result is not None else (), deep=True)
                 continue
             self.found.transformations.add(root)
@@ -120,13 +122,18 @@ class _Walk:
         """Note ``names``, and look into those that are ``deep``."""
         names = list(names)
         for name in names if deep else ():
-            data = self._open(name)
-            self._reach(index_leaves(data) if data is not None else ())
+            self._reach_leaves(name, self._open(name))
         new = [name for name in names if name not in self.found.checksums]
         for start in range(0, len(new), _BATCH):
             part = new[start:start + _BATCH]
             self.found.missing.update(name for name, there in zip(part, self._buffers.has(part)) if not there)
         self.found.checksums.update(new)
+
+    def _reach_leaves(self, index: Checksum, data: _t.Optional[bytes]) -> None:
+        leaves = index_leaves(data) if data is not None else []
+        self._reach(leaves)
+        if not self.found.missing.isdisjoint(leaves):
+            self.found.incomplete.add(index)
 
     def _open(self, name: Checksum) -> _t.Optional[bytes]:
         """The bytes, if they were not looked at before, and are not too many."""

@@ -10,6 +10,7 @@
 Nothing is started and nothing heavy is imported before something has to run, or the stores are on another host.
 """
 import collections
+import functools
 import os
 import threading
 import typing as _t
@@ -17,7 +18,7 @@ import typing as _t
 from . import stores as stores_module
 from .checksum import Checksum
 from .cpus import usable_cpus
-from .errors import FunctionError, JobCancelledError, SeamlessError, ServiceError
+from .errors import FunctionError, ServiceError
 from .supply import Supply
 from .transformation import Job, Meta, Outcome, Recipe, Request
 
@@ -46,12 +47,14 @@ class Session:
         self._local_only = local
         self._stores = nested.stores if nested is not None else None
         self._known: _t.Dict[Checksum, Checksum] = {}
+        self._doubted: _t.Dict[Checksum, _t.Optional[Checksum]] = {}    # of these only this result may be remembered, or none
         # what runs on a cluster that keeps nothing comes back here, with its bytes
         self._pure = settings is not None and settings.remote is not None and not settings.persistent
         self.supply = Supply(lambda: self.store, lambda: [session.supply for session in others()], who, self._pure)
         self._who = who
         self._in_flight: _t.Dict[str, _t.Any] = {}
         self._interest: "collections.Counter[str]" = collections.Counter()    # who asked for what is in flight
+        self._kept: _t.Set[str] = set()         # what is in flight, of which somebody wants the bytes kept
         self._running = threading.local()
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -119,9 +122,11 @@ class Session:
         """The bytes with this checksum.  Raises ``CacheMissError`` if no store has them."""
         return self.supply.get(checksum)
 
-    def doubt(self, checksum: Checksum) -> None:
-        """The bytes of this recipe's result could not be read: look at the stores again next time."""
+    def doubt(self, checksum: Checksum, result: _t.Optional[Checksum] = None) -> None:
+        """The bytes of this recipe's ``result`` could not be read, or it has several: believe only the stores from now on."""
         self._known.pop(checksum, None)
+        self._doubted[checksum] = None
+        self.supply.recent.drop(result)
 
     def forget(self, checksum: Checksum) -> bool:
         """Forget the result of the recipe with this checksum; False if there was none."""
@@ -143,6 +148,7 @@ class Session:
             return None
         buffer = self.supply.held(result)
         if buffer is None and value and not self.supply.available({result: recipe.output[1]}):
+            self._doubted.setdefault(checksum, result)
             return None
         self._remember(checksum, result)
         return Outcome(result, buffer=buffer, cached=True)
@@ -169,6 +175,8 @@ class Session:
             if result is not None and (result not in wanted or result in there):
                 self._remember(name, result)
                 found[name] = Outcome(result, buffer=held[result], cached=True)
+            elif result is not None:
+                self._doubted.setdefault(name, result)
         return found
 
     def run(self, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Checksum, bytes] = {},
@@ -188,30 +196,23 @@ class Session:
         if checksum in running:
             raise FunctionError("transformation %s calls itself with the same arguments, so it can never end; "
                                 "give the inner call other arguments" % checksum)
+        meta, ended = self._meta(meta), Future()
         with self._lock:
-            key = _key(checksum, meta)
-            future = self._in_flight.get(key)
-            mine = future is None
-            if mine:
-                future = self._in_flight[key] = Future()
-            self._interest[key] += 1
-        if not mine:
+            future, is_new = self._join(checksum, meta)
+        if not is_new:
             return self.wait(checksum, future)
         running.append(checksum)
         try:
-            meta = self._meta(meta)
-            outcome = self._perform(recipe, meta, buffers, files, log_fd)
-            self._finish(recipe, meta, outcome)
-            future.set_result(outcome)
+            ended.set_result(self._perform(recipe, meta, buffers, files, log_fd))
         except BaseException as exc:        # another thread may wait for the same job: it must hear of it
-            future.set_exception(exc)
-            raise
+            ended.set_exception(exc)
         finally:
             running.pop()
-            self._landed(key)
-        return outcome
+        self._land(Request(recipe, meta), ended)
+        return ended.result()
 
-    def rerun(self, recipe: Recipe, meta: Meta = Meta(), log_fd: _t.Optional[int] = None) -> Outcome:
+    def rerun(self, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Checksum, bytes] = {},
+              files: _t.Mapping[Checksum, str] = {}, log_fd: _t.Optional[int] = None) -> Outcome:
         """Run ``recipe`` whatever is known of it, and record nothing.
 
         The bytes of the result are in the outcome and nowhere else; those of a deep one are in the store.
@@ -219,13 +220,12 @@ class Session:
         with self._lock:
             self._interest[recipe.checksum] += 1
         try:
-            outcome = self._perform(recipe, self._meta(meta)._replace(scratch=True, fresh=True), {}, {}, log_fd)
+            outcome = self._perform(recipe, self._meta(meta)._replace(scratch=True, fresh=True), buffers, files, log_fd)
         finally:
             with self._lock:
-                if self._interest[recipe.checksum] <= 1:
+                self._interest[recipe.checksum] -= 1
+                if self._interest[recipe.checksum] <= 0:
                     del self._interest[recipe.checksum]
-                else:
-                    self._interest[recipe.checksum] -= 1
         if outcome.cached:
             raise ServiceError("the %s is of an older version and does not run again what it knows: stop it with "
                                "seamless-service stop" % (self.settings.remote or "jobserver"))
@@ -240,13 +240,7 @@ class Session:
         from . import fingertip             # hardly ever needed
         with fingertip.Maker(self) as maker:
             maker.add(recipe.checksum)
-            error: _t.Optional[SeamlessError]
-            try:
-                error = fingertip.mend(maker, [recipe])[recipe.checksum]
-            except JobCancelledError as exc:
-                error = exc
-            if error is None and not maker.works_for(recipe.checksum):
-                error = fingertip.cancelled()
+            error = fingertip.mend(self, maker, [(recipe, buffers, files)])[recipe.checksum]
             if error is not None:
                 return Outcome.failure(error)
             [inline] = self.supply.push([(recipe, buffers, files)])
@@ -267,51 +261,36 @@ class Session:
                 if checksum in hits:
                     futures.append(done(hits[checksum]))
                     continue
-                key = _key(checksum, request.meta)
-                self._interest[key] += 1
-                if key not in self._in_flight:
-                    self._in_flight[key] = Future()
+                request = request._replace(meta=self._meta(request.meta))
+                future, is_new = self._join(checksum, request.meta)
+                futures.append(future)
+                if is_new:
                     new.append(request)
-                futures.append(self._in_flight[key])
         try:
             inlines = self.supply.push([(recipe, buffers, {}) for recipe, _, buffers, _ in new])
             for inline in inlines:
-                request = new[0]._replace(meta=self._meta(new[0].meta))
+                request = new[0]
                 started = self._executor(request.meta).submit(Job(request.recipe, request.meta, inline))
                 new.popleft()
-                started.add_done_callback(self._finisher(request))
+                started.add_done_callback(functools.partial(self._ended, request))
         except BaseException as exc:
+            failed: Future = Future()
+            failed.set_exception(exc)
             for request in new:
-                self._landed(_key(request.recipe.checksum, request.meta)).set_exception(exc)
+                self._land(request, failed)
             raise
         return futures
 
-    def _finisher(self, request: Request):
-        """What to do when the executor's future of this job has ended."""
-        def land(ended):
-            future = self._landed(_key(request.recipe.checksum, request.meta))
-            try:
-                outcome = ended.result()
-                self._finish(request.recipe, request.meta, outcome)
-            except BaseException as exc:    # it belongs to whoever waits for the future
-                future.set_exception(exc)
-            else:
-                future.set_result(outcome)
-
-        def finished(started):
-            if started.exception() is None and _lacks_input(started.result()):
-                self._again(request, land)
-            else:
-                land(started)
-        return finished
-
-    def _again(self, request: Request, land) -> None:
-        """Run a job once more when its inputs are made again: not in the thread that tells of outcomes."""
+    def _ended(self, request: Request, ended) -> None:
+        """The executor's future of this job has ended.  If it lacked an input, it runs once more when that is there: not in this thread."""
+        if ended.exception() is not None or not _lacks_input(ended.result()):
+            self._land(request, ended)
+            return
         from . import fingertip
         with self._lock:
             if self._mender is None:
                 self._mender = fingertip.Mender(self)
-        self._mender.put(request, land)
+        self._mender.put(request, functools.partial(self._land, request))
 
     def begin_making(self, maker) -> None:
         """``maker`` works for jobs in flight: it hears of those that are cancelled."""
@@ -398,7 +377,7 @@ class Session:
         """In a forked child: what is in flight belongs to the parent, and its threads are not here."""
         self._lock = threading.RLock()
         self._running = threading.local()
-        self._in_flight, self._interest = {}, collections.Counter()
+        self._in_flight, self._interest, self._kept = {}, collections.Counter(), set()
         self.supply.after_fork()
         self._in_process = self._mender = self._lease = None
         self._makers = []
@@ -421,11 +400,36 @@ class Session:
 
     # --- the parts ------------------------------------------------------------------------------------
 
-    def _landed(self, key: str):
-        """The job is not in flight any more; returns its future."""
+    def _join(self, checksum: Checksum, meta: Meta):
+        """(The future of this job, whether it was not in flight before).  The lock is held."""
+        from .executors import Future
+        key = checksum + meta.job_folder        # one that is only written to a folder has no result for others
+        is_new = key not in self._in_flight
+        if is_new:
+            self._in_flight[key] = Future()
+        self._interest[key] += 1
+        if not meta.scratch:
+            self._kept.add(key)
+        return self._in_flight[key], is_new
+
+    def _land(self, request: Request, ended) -> None:
+        """This job is not in flight any more; ``ended`` is the future of its outcome."""
+        meta, key = request.meta, request.recipe.checksum + request.meta.job_folder
         with self._lock:
+            future, keep = self._in_flight.pop(key, None), key in self._kept
             self._interest.pop(key, None)
-            return self._in_flight.pop(key, None)
+            self._kept.discard(key)
+        if future is None:                  # in a child that the job forked nobody waits
+            return
+        try:
+            outcome = ended.result()
+            if meta.scratch and keep and outcome.buffer is not None:        # it was joined by somebody who wants the bytes kept
+                self.store.put(outcome.buffer)
+            self._finish(request.recipe, meta._replace(scratch=meta.scratch and not keep), outcome)
+        except BaseException as exc:        # it belongs to whoever waits for the future
+            future.set_exception(exc)
+        else:
+            future.set_result(outcome)
 
     def _remember(self, checksum: Checksum, result: Checksum) -> None:
         if len(self._known) >= KNOWN_RESULTS:
@@ -439,7 +443,10 @@ class Session:
             if outcome.buffer is not None:
                 self.supply.keep_made(outcome.result, outcome.buffer)
             return
-        self._remember(recipe.checksum, outcome.result)
+        if self._doubted.pop(recipe.checksum, outcome.result) == outcome.result:
+            self._remember(recipe.checksum, outcome.result)
+        else:
+            self._doubted[recipe.checksum] = None
         if not outcome.cached:
             if len(self._metas) >= KNOWN_RESULTS:
                 self._metas.clear()
@@ -510,11 +517,6 @@ class Session:
         connection = self.connect().get(self.settings.remote)
         assert connection is not None       # settings and services agree on what there is
         return services.client(connection)
-
-
-def _key(checksum: Checksum, meta: Meta) -> str:
-    """The name of a job in flight: one that is only written to a folder has no result for others."""
-    return checksum + meta.job_folder
 
 
 def _lacks_input(outcome: Outcome) -> bool:

@@ -10,6 +10,7 @@
 4. what is left unsaid is decided in ``_resolve``: the cluster, where jobs run, where buffers and results are kept.
 """
 import os
+import re
 import typing as _t
 
 from .clusters import Cluster, Definitions, Text, check_queue, check_queue_name
@@ -25,8 +26,18 @@ TOPLEVEL = "__TOPLEVEL__"
 EMBEDDED = "__SEAMLESS_CACHE__"
 BACKENDS = ("jobserver", "daskserver")
 
+
+def _subproject(key, node) -> str:
+    """As ``path_name``, without what the store above it calls files and folders of its own (``ab``, ``.pins``)."""
+    word = path_name(key, node)
+    for part in word.split("/"):
+        if re.fullmatch(r"[0-9a-f]{2}|\..*|[0-9a-fA-F]{64}(\..*)?", part):
+            raise node.error("%r is %r, but %r is what a folder or file of the store above it is called; choose another name" % (key, word, part))
+    return word
+
+
 _COMMANDS = {
-    "cluster": null_or(name), "project": name, "subproject": path_name,
+    "cluster": null_or(name), "project": name, "subproject": _subproject,
     "execution": choice("process", "spawn", "remote"), "remote": null_or(choice(*BACKENDS)), "persistent": boolean,
     "queue": text, "record": boolean, "node": null_or(text), "nparallel": whole, "clusters": mapping}
 _UNSAID = Node(None)        # the value of a command that is not given

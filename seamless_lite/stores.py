@@ -49,12 +49,13 @@ def _layered(kind, opener, spec, secret):
     if not spec.get("read"):
         return top
     from .layers import LayeredBuffers, LayeredResults      # few need more than one store
-    return (LayeredBuffers if kind == "buffers" else LayeredResults)(top, [opener(layer, secret) for layer in spec["read"]])
+    return (LayeredBuffers if kind == "buffers" else LayeredResults)(
+        top, [opener({**layer, "readonly": True}, secret) for layer in spec["read"]])
 
 
 def _open_buffers(spec, secret):
     if spec.get("directory"):
-        return Folder(spec["directory"], extra_dirs=spec.get("extra") or ())
+        return Folder(spec["directory"], extra_dirs=spec.get("extra") or (), writable=not spec.get("readonly"))
     if spec.get("address"):
         from .hashserver import HashserverClient        # HTTP is slow to import, and a local hit needs none
         client = HashserverClient(spec["address"], _secret(spec, secret), mend=_mend(spec))
@@ -68,7 +69,7 @@ def _open_buffers(spec, secret):
 def _open_results(spec, secret):
     path, address = spec.get("file"), spec.get("address")
     if path and not (address and is_on_network(path)):
-        table = ResultTable(path)
+        table = ResultTable(path, writable=not spec.get("readonly"))
         if not spec.get("extra"):
             return table
         from .layers import LayeredResults

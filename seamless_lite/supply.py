@@ -298,6 +298,10 @@ class Supply:
             leaves = {leaf for data in known.values() for leaf in deep_checksums(data)} - set(given) - self._here
             self._here.update(self._carry(_missing(self.store, leaves), others))
 
+    def bring(self, names: _t.Collection[Checksum]) -> _t.Set[Checksum]:
+        """Store those of ``names`` that another stage has, and return them."""
+        return self._carry(set(names), [other for other in self._others() if other is not self]) if names else set()
+
     def _carry(self, names: _t.Set[Checksum], others: "_t.Sequence[Supply]") -> _t.Set[Checksum]:
         """Get these from the first that has them; returns those that were found."""
         from .transfer import carry         # only with several stages
@@ -337,6 +341,12 @@ class Recent:
             if data is not None:
                 self._items.move_to_end(checksum)
             return data
+
+    def drop(self, checksum: _t.Optional[str]) -> None:
+        """Do not keep it any more."""
+        with self._lock:
+            data = self._items.pop(checksum, None)
+            self._size -= len(data) + 200 if data is not None else 0
 
     def put(self, checksum: str, data: bytes) -> None:
         """Keep ``data`` for a while, if it is small."""

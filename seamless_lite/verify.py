@@ -5,7 +5,6 @@ from . import differences
 from .celltypes import DEEP, deserialize
 from .checksum import Checksum
 from .errors import CacheMissError, SeamlessError
-from .fingertip import recompute
 from .transformation import Meta, Recipe
 
 _TEXTS = frozenset(("bytes", "text", "str", "python", "ipython", "yaml"))
@@ -43,11 +42,11 @@ def verify(session, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Che
     if recorded is None:
         several = session.stores.results.irreproducible(recipe.checksum)
         if several:
+            session.doubt(recipe.checksum)
             raise CacheMissError("transformation %s is known to be irreproducible (%d results), so there is none to compare with"
                                  % (recipe.checksum, len(several)))
         raise CacheMissError("there is no result of transformation %s to compare with; run it first" % recipe.checksum)
-    session.supply.push_buffers(buffers, files)
-    outcome = recompute(session, recipe, meta, log_fd)
+    outcome = session.rerun(recipe, meta, buffers, files, log_fd)
     error = outcome.exception()
     if error is not None:
         raise error

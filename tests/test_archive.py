@@ -170,6 +170,19 @@ def test_what_an_interrupted_import_left_is_completed(made, tmp_path):
     assert done.added + done.there == 6 and done.there > 0 and done.rows == 1
 
 
+def test_what_is_damaged_in_the_store_is_mended(made, tmp_path, caplog):
+    target, data = stores_at(tmp_path / "target"), made.export()
+    add(target, data)
+    for name, content in ((made.code, b"CODE\n"), (made.leaf, bytes(len(LARGE))), (made.result_leaf, b"")):
+        os.chmod(tmp_path / "target" / name[:2] / name, 0o644)
+        (tmp_path / "target" / name[:2] / name).write_bytes(content)
+    before, target = files(tmp_path / "target"), stores_at(tmp_path / "target")
+    assert add(target, data, dry_run=True).there == 6 and files(tmp_path / "target") == before
+    done = add(target, data)
+    assert (done.added, done.mended, done.there) == (3, 3, 3) and "3 damaged buffers of the store were replaced" in caplog.text
+    assert (target.buffers.get(made.code), target.buffers.get(made.leaf)) == (b"code\n", LARGE) and add(target, data).there == 6
+
+
 def test_a_dry_run_writes_nothing_and_says_what_would_be(made, tmp_path):
     done = add(stores_at(tmp_path / "target"), made.export(), dry_run=True)
     assert (done.added, done.rows) == (6, 1) and files(tmp_path / "target") == []
@@ -282,12 +295,25 @@ BOMB = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x
     [('INSERT INTO "transformation" VALUES (?, ?)', (b"\xff", b"\xff"))], [('INSERT INTO "transformation" VALUES (CAST(? AS TEXT), 1)', (b"\xff",))],
     [('INSERT INTO "transformation" VALUES (?, ?)', (Checksum.of(b"code\n"), OTHER))],
     [('DROP TABLE "transformation"',)], [('DROP TABLE "transformation"',), ("CREATE VIEW transformation AS " + BOMB,)],
-    [('CREATE TRIGGER t AFTER INSERT ON "transformation" BEGIN DELETE FROM "meta_data"; END',)], [('CREATE VIRTUAL TABLE v USING fts4(x)',)]])
+    [('CREATE TRIGGER t AFTER INSERT ON "transformation" BEGIN DELETE FROM "meta_data"; END',)], [('CREATE VIRTUAL TABLE v USING fts4(x)',)],
+    [("PRAGMA writable_schema = ON",), ("UPDATE sqlite_master SET sql = CAST(sql AS BLOB) WHERE name = 'transformation'",)],
+    [("PRAGMA writable_schema = ON",), ("CREATE VIRTUAL TABLE v USING fts4(x)",),
+     ("UPDATE sqlite_master SET sql = replace(sql, 'CREATE VIRTUAL', 'CREATE  VIRTUAL') WHERE name = 'v'",)],
+    [('ALTER TABLE "rev_transformation" ADD "x" AS (hex(zeroblob(1000)))',)], [('UPDATE "meta_data" SET "metadata" = CAST("metadata" AS BLOB)',)]])
 def test_rows_that_are_not_consistent_are_not_recorded(made, tmp_path, change):
     target = stores_at(tmp_path / "target")
     with pytest.raises(SeamlessError, match="refused: its seamless.db"):
         add(target, with_table(made, change))
     assert target.results.get(made.transformation) is None and not (tmp_path / "target" / "seamless.db").exists()
+
+
+def test_a_record_that_can_be_read_but_not_written_is_refused(made):
+    for depth in range(780, 1000, 10):
+        target = Stores(MemoryBuffers(), ResultTable(pathlib.Path(made.stores.results.path).parent / ("%d.db" % depth)))
+        nested = [('UPDATE "meta_data" SET "metadata" = ?', ('{"a": %s%s}' % ("[" * depth, "]" * depth),))]
+        with contextlib.suppress(SeamlessError):
+            add(target, with_table(made, nested))
+        target.close()
 
 
 def test_a_sound_table_that_comes_first_is_fine(made, tmp_path):

@@ -72,6 +72,13 @@ def test_a_scratch_result_is_made_again_and_is_scratch_still(shell):
     assert (shell.folder / "runs").read_text() == "ran\nran\n" and not shell.store.has([result])[0]
 
 
+def test_of_a_file_of_a_result_the_command_that_wrote_it_runs_again(shell):
+    shell(cmd_run.main, "-c", "tr a-z A-Z < a.txt > r.txt")
+    os.unlink(shell.store.path(Checksum.of(b"ALPHA\n")))
+    assert "seamless-fingertip may make it again" in shell(cmd_resolve.resolve, "r.txt.CHECKSUM", code=1)[1]
+    assert shell(cmd_resolve.fingertip, "r.txt.CHECKSUM")[0] == b"ALPHA\n"
+
+
 def test_something_else_is_an_error_and_the_result_of_the_command_stays(shell):
     (shell.folder / "now").write_text("one")
     result, transformation = shell.scratch("sh -c 'cat %s/now'" % shell.folder)

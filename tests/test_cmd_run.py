@@ -157,12 +157,12 @@ def test_undo_makes_it_run_again(run, ledger):
 
 
 def test_a_damaged_result_is_made_again(run, ledger):
-    command = count_runs(ledger)
+    command = count_runs(ledger) + "; echo end"     # the input has another content, and so does not bring it back
     run("-g1", "-c", command)
-    path = run.store.path(Checksum.of(b"alpha\nbeta\n"))
+    path = run.store.path(Checksum.of(b"alpha\nbeta\nend\n"))
     os.chmod(path, 0o600)
-    pathlib.Path(path).write_bytes(b"alpha\nbetX\n")
-    assert run("-g1", "-c", command)[0] == b"alpha\nbeta\n" and runs(ledger) == 2
+    pathlib.Path(path).write_bytes(b"alpha\nbetX\nend\n")
+    assert run("-g1", "-c", command)[0] == b"alpha\nbeta\nend\n" and runs(ledger) == 2
 
 
 def test_a_command_that_fails_passes_on_its_exit_code_and_is_not_cached(run, ledger):

@@ -52,6 +52,14 @@ class Folders:
     def state(self):
         return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(self.theirs.rglob("*")) if path.is_file()}
 
+    def spoil(self, data):
+        """Damage the colleague's buffer with this content."""
+        name = hashlib.sha256(data).hexdigest()
+        path = self.theirs / "__TOPLEVEL__" / name[:2] / name
+        path.chmod(0o644)
+        path.write_bytes(b"X" + data[1:])
+        self.before = self.state()
+
     def runs(self):
         return self.ledger.read_text().count("ran")
 
@@ -85,6 +93,21 @@ def test_a_result_of_a_colleague_is_a_hit(folders, execution):
     assert (folders.store / "p/seamless.db").exists()
 
 
+@pytest.mark.parametrize("execution", ["process", "remote"])
+def test_what_is_damaged_at_a_colleagues_is_made_and_uploaded_again(folders, execution):
+    folders.configure("[%s]" % (folders.theirs / "__TOPLEVEL__"), execution)
+    folders.spoil(b"a\nb\n")
+    done = folders.run()
+    assert (done.returncode, done.stdout, folders.runs()) == (0, b"a\nb\n", 2) and done.stderr.count(b"is damaged; it is ignored") == 1
+    done = folders.run()
+    assert (done.returncode, done.stdout, done.stderr, folders.runs()) == (0, b"a\nb\n", b"", 2), "it was not stored"
+    folders.spoil(b"b\na\n")
+    folders.command += " | cat"
+    folders.run()                           # if it fails, then only once
+    assert folders.run().stdout == b"a\nb\n" and folders.runs() == 3
+    assert folders.state() == folders.before, "the colleague's store was written"
+
+
 def test_a_function_takes_a_colleagues_buffer_as_input_in_a_jobserver(folders):
     from seamless_lite.folder import Folder
     checksum = Folder(str(folders.theirs / "__TOPLEVEL__")).put(b"their data")
@@ -115,7 +138,12 @@ def test_the_services_answer_from_the_extra_folders_too(folders):
         client = database.DatabaseClient(running[1].address)
         assert client.get(transformation) == result and client.get_many([transformation]) == {transformation: result}
         assert client.reverse(result) == [transformation] and client.get("0" * 64) is None
-        assert hashserver.HashserverClient(running[0].address).get(result) == b"a\nb\n"
+        buffers = hashserver.HashserverClient(running[0].address)
+        assert buffers.get(result) == b"a\nb\n"
+        folders.spoil(b"a\nb\n")
+        assert buffers.has([result]) == [True] and buffers.get(result) is None
+        assert buffers.has([result]) == [False] and buffers.get_small([result], 100, 100) == {} and buffers.length(result) is None
+        assert buffers.put(b"a\nb\n") == result and buffers.get(result) == b"a\nb\n"
     finally:
         for server in running:
             server.stop()

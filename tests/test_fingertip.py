@@ -1,6 +1,7 @@
 """Buffers that no store has are made again where they are needed: real sessions, each like a program of its own."""
 import contextlib
 import os
+import pathlib
 import threading
 import time
 
@@ -96,6 +97,82 @@ def test_a_chain_of_scratch_results_is_made_again_for_a_job_of_another_program(l
         assert lab.runs() == "c"                # it is remembered
     with lab.program() as session:
         assert lab.run(session, C, text=(second, "mixed"), more=1)[1].cached and lab.runs() == ""
+
+
+def damage(path):
+    """Change one byte of a stored buffer."""
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}], ids=["in process", "workers"])
+@pytest.mark.parametrize("way", ["run", "submit"])
+def test_inputs_that_this_process_has_are_stored_again_if_the_store_turns_out_to_lack_them(lab, options, way):
+    with lab.program(**options) as session:
+        for size in (10, 300_000):
+            for more in (1, 2):
+                recipe, buffers = lab.recipe(C, text="x" * size, more=more)
+                outcome = session.run(recipe, Meta(), buffers) if way == "run" else session.submit(recipe, Meta(), buffers).result(30)
+                assert outcome.exception() is None, outcome.exception()
+                damage(pathlib.Path(session.store.path(recipe.pins["text"][2])))
+        recipe, buffers = lab.recipe(C, text="x" * size, more=1)
+        assert session.rerun(recipe, Meta(), buffers).buffer == b"300001\n"
+
+
+def test_an_input_that_only_another_stage_has_is_brought_and_not_made_again(lab):
+    other = load_settings(str(lab.folder), environ={"SEAMLESS_CACHE": str(lab.folder / "other")})
+    with lab.program() as first, contextlib.closing(Session(other, who=None, others=lambda: [first])) as session:
+        made = lab.run(first, A, n=300_000)[1].result
+        index = first.store.put(serialize({"text": made}, "plain"))
+        deep = function("c", "len(data['text']) + more", "data, more")
+        for more in (1, 2):
+            assert lab.run(session, C, text=(made, "mixed"), more=more)[1].exception() is None
+            os.unlink(session.store.path(made))
+            assert lab.run(session, deep, data=(index, "folder"), more=more)[1].exception() is None
+            os.unlink(session.store.path(made))
+    assert lab.runs() == "acccc"
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}], ids=["in process", "workers"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_who_joins_a_scratch_run_and_is_not_scratch_has_the_bytes_kept(lab, options, fresh):
+    with lab.program(**options) as session:
+        recipe = command(lab, session, "touch %s; while test ! -e %s2; do sleep 0.01; done; echo 1 > RESULT" % (lab.log, lab.log))
+        first = session.submit(recipe, Meta(scratch=True, fresh=fresh))
+        while not os.path.exists(lab.log):
+            time.sleep(0.01)
+        second = session.submit(recipe)
+        (lab.folder / "log2").touch()
+        assert first.result(20).result == second.result(20).result == Checksum.of(b"1\n") and first is second
+        assert session.store.has([Checksum.of(b"1\n")]) == [True] and not session._kept
+
+
+def test_a_result_whose_bytes_are_gone_and_that_is_another_one_now_is_not_remembered(lab):
+    (lab.folder / "log2").write_text("1")
+    source = function("a", "open(log + '2').read()", "n")
+    with lab.program() as session:
+        os.unlink(session.store.path(lab.run(session, source, n=1)[1].result))
+    for way in ("run", "submit"):               # the second time there are two results in the table
+        with lab.program() as session:
+            (lab.folder / "log2").write_text(way)
+            for _ in range(2):
+                recipe, buffers = lab.recipe(source, n=1)
+                outcome = session.run(recipe, Meta(), buffers) if way == "run" else session.submit(recipe, Meta(), buffers).result(20)
+                assert not outcome.cached
+            session.forget(recipe.checksum)
+            os.unlink(session.store.path(lab.run(session, source, n=1)[1].result))
+
+
+def test_a_leaf_that_is_gone_while_its_index_is_in_memory_makes_the_result_run_again(lab):
+    source = function("a", "{'one': n}", "n")
+    with lab.program() as session:
+        recipe, outcome = lab.run(session, source, output="deepcell", n=5)
+        os.unlink(session.store.path(Checksum.of(b"5\n")))
+        assert session.lookup(recipe) is not None           # as far as this process remembers
+        session.doubt(recipe.checksum, outcome.result)
+        assert session.lookup(recipe) is None and not lab.run(session, source, output="deepcell", n=5)[1].cached
 
 
 def test_many_jobs_that_lack_the_same_input_have_it_made_once(lab):
@@ -228,7 +305,7 @@ def test_a_recomputation_neither_looks_up_nor_records(lab):
             recipe, outcome = lab.run(session, source, n=len(options))
         (lab.folder / "log2").write_text("after")
         with lab.program(**options) as session:
-            again = fingertip.recompute(session, recipe)
+            again = session.rerun(recipe)
             assert not again.cached and again.buffer == serialize("after%d" % len(options), "mixed") and again.result != outcome.result
             assert session.stores.results.get(recipe.checksum) == outcome.result
             assert session.store.has([again.result]) == [False]
@@ -420,7 +497,7 @@ def test_a_recomputation_that_is_cancelled_leaves_no_wrong_count(lab):
         recipe, _ = lab.run(session, A, n=1)
         for _ in range(2):
             session.cancel(recipe.checksum)
-        fingertip.recompute(session, recipe)
+        session.rerun(recipe)
         assert not session._interest
 
 

@@ -17,7 +17,7 @@ import pytest
 from seamless_lite import compressed, durable
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import CacheMissError, CorruptBufferError, SeamlessError
-from seamless_lite.folder import Folder
+from seamless_lite.folder import LEARN_S, Folder
 
 DATA = b"some content\n"
 CS = Checksum.of(DATA)
@@ -97,6 +97,51 @@ def test_extra_folders_are_read_and_never_written(directory, tmp_path):
     assert folder.get(CS) == DATA and folder.has([CS]) == [True] and folder.length(CS) == len(DATA)
     folder.put(b"other")
     assert files(tmp_path / "extra") == before
+
+
+def spoil(path, problem):
+    """Damage the file, or put something in its place that cannot be read, not even by root."""
+    if problem == "is damaged":
+        damage(path)
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize("problem", ["is damaged", "Is a directory"])
+@pytest.mark.parametrize("use", [Folder.get, Folder.open, Folder.path])
+def test_what_is_of_no_use_in_an_extra_folder_is_ignored_by_every_process_and_stored_again(directory, tmp_path, use, problem, caplog):
+    extra = tmp_path / "extra"
+    Folder(extra).put(DATA)
+    spoil(extra / CS[:2] / CS, problem)
+    reader, other = [Folder(directory, extra_dirs=[extra]) for _ in range(2)]
+    assert reader.has([CS]) == other.has([CS]) == [True], "nobody has read it"
+    assert use(reader, CS) is None
+    time.sleep(2 * LEARN_S)
+    assert use(other, CS) is None and reader.get(CS) is None
+    assert caplog.text.count("is ignored") == 1 and problem in caplog.text
+    for folder in (reader, other, Folder(directory, extra_dirs=[extra])):
+        assert folder.has([CS]) == [False] and folder.length(CS) is None
+    assert files(extra) in ([".HASHSERVER_PREFIX"], [".HASHSERVER_PREFIX", CS[:2] + "/" + CS])
+    other.put(DATA)
+    assert use(reader, CS) is not None and reader.has([CS]) == [True]
+
+
+def test_a_file_of_an_extra_folder_that_was_repaired_is_seen_again(directory, tmp_path):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / CS).mkdir()
+    folders = [Folder(directory, extra_dirs=[tmp_path / "extra"]), Folder(directory, writable=False, extra_dirs=[tmp_path / "extra"])]
+    assert [folder.get(CS) for folder in folders] == [None, None] and [folder.has([CS]) for folder in folders] == [[False], [False]]
+    (tmp_path / "extra" / CS).rmdir()
+    (tmp_path / "extra" / CS).write_bytes(DATA)
+    assert [folder.has([CS]) for folder in folders] == [[True], [True]] and [folder.get(CS) for folder in folders] == [DATA, DATA]
+
+
+def test_a_folder_that_is_only_read_remembers_what_is_damaged(directory):
+    Folder(directory).put(DATA)
+    damage(directory / CS[:2] / CS)
+    before, folder = files(directory), Folder(directory, writable=False)
+    assert folder.has([CS]) == [True] and folder.get(CS) is None and folder.has([CS]) == [False] and files(directory) == before
 
 
 def compress(path, suffix):

@@ -92,6 +92,13 @@ def test_a_sound_store_has_no_findings_and_nothing_is_written_or_counted_as_used
     assert snapshot(store.path) == before
 
 
+def test_a_subproject_of_seamless_that_is_called_like_a_folder_of_buffers_is_left_alone(store):
+    inner = Store(store.file(store.leaf).parent)    # made in the layout that is there, "flat"
+    assert (inner.path / inner.code).exists()
+    before = snapshot(store.path)
+    assert store.check(repair=True) == [] and snapshot(store.path) == before
+
+
 @pytest.mark.parametrize("data, text", [(b"", "it is empty"), (b"le", "its 2 bytes are those of " + Checksum.of(b"le")),
                                         (b"LEAF", "its 4 bytes are those of " + Checksum.of(b"LEAF"))])
 def test_a_damaged_buffer_is_found_and_only_a_repair_moves_it(store, data, text):

@@ -1,4 +1,5 @@
 """Deleting buffers: what goes, what stays, and that nobody who works in the store meanwhile loses anything."""
+import gzip
 import json
 import os
 import pathlib
@@ -10,13 +11,12 @@ import time
 
 import pytest
 
-from seamless_lite import cmd_archive, cmd_fsck, cmd_gc, durable, gc, httpbase, leases
+from seamless_lite import cmd_archive, cmd_fsck, cmd_gc, compressed, durable, gc, httpbase, leases, references
 from seamless_lite.celltypes import plain_dumps
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import SeamlessError
 from seamless_lite.folder import ASIDE, COLLECTING, Folder
 from seamless_lite.hashserver import HashserverClient, HashService
-from seamless_lite.pins import Pins
 from seamless_lite.resulttable import ResultTable
 from seamless_lite.session import Session
 from seamless_lite.transformation import Recipe
@@ -125,7 +125,6 @@ def test_the_last_use_is_noted_only_now_and_then(store):
 
 
 def test_compressed_forms_and_their_lengths_go_too_and_other_files_stay(store):
-    import gzip
     data = b"compressed" * 100
     checksum = Checksum.of(data)
     store.folder.put_stream(checksum, [gzip.compress(data)], ".gz")
@@ -183,6 +182,72 @@ def test_a_pin_of_what_is_not_there_is_refused(store, capsys):
     assert cmd_gc.main(["--destination", str(store.directory), "--pin", "0" * 64]) == 1
     assert "neither a buffer nor a result" in capsys.readouterr().err
     assert cmd_gc.main(["--destination", str(store.directory), "--unpin", "0" * 64]) == 1
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("is_deep", [True, False])
+def test_what_makes_a_missing_input_again_is_kept_and_what_makes_that(store, pinned, is_deep):
+    leaf = Checksum.of(b"scratch leaf")
+    scratch = store.put(plain_dumps({"a": leaf})) if is_deep else Checksum.of(b"scratch")
+    before = Checksum.of(b"scratch before")
+    source = store.put(b"source")
+    first = store.run(b"first", {"x": source}, before)
+    second = store.run(b"second", {"x": before}, scratch, "deepcell")
+    result = store.put(b"result")
+    third = store.run(b"third", {"x": scratch}, result, pin="deepcell")
+    store.put(b"other")
+    kept = {source, first, second, third, *map(Checksum.of, (b"first", b"second", b"third"))} | {scratch} & store.there()
+    if pinned:
+        store.gc("--pin", result)
+        kept.add(result)
+    for name in store.there():
+        store.age(name, 0 if name == third and not pinned else 100)
+    store.gc("--max-size", "0kB")
+    assert store.there() == kept
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_all_that_an_index_too_large_to_be_read_at_once_may_refer_to_is_kept(store, monkeypatch, suffix):
+    leaves = store.folder.put_many(b"leaf %d" % n for n in range(300))
+    data = plain_dumps({"file %d" % n: name for n, name in enumerate(leaves)})
+    index = Checksum.of(data)
+    store.folder.put_stream(index, [gzip.compress(data) if suffix else data], suffix)
+    store.put(b"other")
+    for module in (gc, references):
+        monkeypatch.setattr(module, "LARGEST", 1000, raising=False)
+    monkeypatch.setattr(compressed, "CHUNK", 1000)
+    store.gc("--pin", index)
+    for name in (index, *leaves):
+        store.age(name, 100)
+    store.gc("--max-size", "0kB")
+    assert store.there() == {*leaves, index} - ({index} if suffix else set())
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_seamless_db_that_says_nothing_of_what_must_stay_is_refused(store, tmp_path, capsys, is_empty):
+    name, file = store.put(b"x"), tmp_path / "shared.db"
+    if is_empty:
+        file.write_bytes(b"")
+    else:                                       # an older Seamless made it
+        ResultTable(file).put("1" * 64, name)
+        ResultTable(file).write(lambda db: db.execute("DROP TABLE irreproducible_transformation"))
+    options = ["--destination", str(store.directory), "--max-size", "0kB", "--share-with", str(file)]
+    assert cmd_gc.main(options) == is_empty and store.there() == {name}
+    assert ("%s has no table of transformations" % file in capsys.readouterr().err) == is_empty
+
+
+@pytest.mark.parametrize("mark", [".HASHSERVER_PREFIX", "seamless.db"])
+def test_neither_of_two_stores_deletes_what_lies_in_the_folder_that_they_share(store, mark):
+    first = store.put(b"pinned")                # the subproject "ab" of Seamless 1.x, and the buffers ab...
+    part = store.directory / first[:2]
+    (part / mark).write_bytes(b"")
+    inner, other = Store(part), store.put(b"other")
+    inner.put(b"its own")
+    inner.gc("--max-size", "0kB")
+    assert store.there() == {first, other}
+    mine = inner.put(b"its own")
+    store.gc("--max-size", "0kB")
+    assert store.there() == {first, mine}
 
 
 def test_what_another_seamless_db_refers_to_is_kept(store, figure, tmp_path):
@@ -576,7 +641,7 @@ def test_a_use_through_a_hashserver_is_noted_as_well(store):
 @pytest.mark.parametrize("options, sentence", [
     (["--older-than", "3"], "takes a number and min, h, d, w or y"), (["--max-size", "big"], "takes a number and a unit"),
     (["--max-size", "1GB", "--grace", "5min"], "at least"), (["--database", "x"], "needs --destination"),
-    (["--max-size=-1GB"], "takes a number"), (["--max-size", "nan"], "takes a number"), (["--pin", "nothing"], "neither a checksum")])
+    (["--max-size", "50"], "takes a number and a unit"), (["--max-size=-1GB"], "takes a number"), (["--max-size", "nan"], "takes a number"), (["--pin", "nothing"], "neither a checksum")])
 def test_wrong_usage_is_one_sentence(store, options, sentence, capsys):
     store.put(b"x")
     options = options if "--database" in options else ["--destination", str(store.directory), *options]

@@ -1,4 +1,5 @@
 """``seamless-run --qsubmit``, ``seamless-queue`` and ``seamless-queue-finish``: real processes, real files."""
+import argparse
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from labs import servers
-from seamless_lite import cmd_queue, cmd_run, hostside, queuefile
+from seamless_lite import cmd_gc, cmd_queue, cmd_run, hostside, queuefile
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import SeamlessError
 from seamless_lite.folder import Folder
@@ -45,7 +46,7 @@ class Lab:
         assert cmd_queue.queue_finish([]) == (1 if code else 0), process.communicate(timeout=30)
         out = process.communicate(timeout=30)[0]
         assert process.returncode == code, out
-        assert sorted(path.name for path in self.cwd.glob(".seamless-queue*")) == []
+        assert [path.name for path in self.cwd.glob(".seamless-queue*") if path.suffix != ".LEFT-OUT"] == []
         return out
 
     def read(self, name):
@@ -90,7 +91,7 @@ def test_an_entry_is_what_seamless_1_writes(lab, monkeypatch):
                                "capture_stdout": True, "max_download_size": 500_000_000, "max_download_files": 2000}
     store = Folder(lab.cwd / "cache" / "__TOPLEVEL__")
     pins = {name: pin[2] for name, pin in entry["transformation_dict"].items() if isinstance(pin, list) and name != "__output__"}
-    assert set(pins) == {"a.txt", "code", "META__N"} and all(store.has(pins.values()))
+    assert set(pins) == {"a.txt", "code", "META__N"} and all(store.has([*pins.values(), entry["transformation_checksum"]]))
     assert not list(lab.cwd.glob("*.FUTURE")) and not list(lab.cwd.glob("*.LOCK"))
 
 
@@ -147,8 +148,11 @@ GARBAGE = [b"[1]", b"{}", b'{"queue_command": "SUBMIT"}', b"\xff\xfe", b'{"queue
 def test_garbage_in_the_file_is_told_and_harms_nothing(lab):
     (lab.cwd / ".seamless-queue").write_bytes(b"".join(entry + b"\0" for entry in GARBAGE))
     lab.submit("-c", "sort a.txt > x.txt")
-    out = lab.run()
-    assert lab.read("x.txt") == "a\nb\nb\n" and "Traceback" not in out and out.count("cannot be read") == len(GARBAGE) - 1
+    out = lab.run(code=1)
+    assert lab.read("x.txt") == "a\nb\nb\n" and "Traceback" not in out and out.count(" cannot be read (") == len(GARBAGE) - 1
+    [kept] = lab.cwd.glob(".seamless-queue*")           # two of these were submitted, by whatever program
+    assert "1 commands are done, 2 failed" in out and "the queue file is %s\n" % kept in out and kept.read_bytes().startswith(GARBAGE[0])
+    assert "2 of 3 commands failed" in lab.captured.readouterr().err
 
 
 def test_a_lock_holds_others_off_until_it_is_stale(lab, monkeypatch):
@@ -283,6 +287,40 @@ def test_a_command_run_by_hand_waits_for_what_the_queue_is_making(lab):
     assert not list(lab.cwd.glob("*.FUTURE"))
 
 
+def test_a_command_whose_maker_ended_with_its_queue_while_it_was_submitted_is_refused(lab, monkeypatch):
+    lab.submit("-c", "sort a.txt > x.txt")
+    upload = cmd_run._Run.upload
+    with monkeypatch.context() as slow:
+        slow.setattr(cmd_run._Run, "upload", lambda *args: (upload(*args), lab.run(), lab.file().append({"queue_command": "EOF"})))
+        assert "in vain for its input 'x.txt'; submit it again" in lab.submit("-c", "uniq x.txt > y.txt", code=1)
+    lab.submit("-c", "uniq x.txt > y.txt")
+    lab.run()
+    assert lab.read("y.txt") == "a\nb\n"
+
+
+def test_what_pending_commands_need_stays_for_days_while_a_queue_runs(lab, monkeypatch):
+    monkeypatch.setattr(cmd_queue, "RENEW_S", 0.1)
+    lab.submit("-c", "sort a.txt > x.txt")
+    lab.submit("-c", "until [ -e %s/go ]; do sleep 0.05; done; echo > y.txt" % lab.cwd)
+    lab.submit("--metavar", "N=3", "-c", "paste a.txt x.txt y.txt > z.txt")
+    queue = cmd_queue._Queue(argparse.Namespace(workers=1, quiet=True, verbose=0))
+    try:
+        wait_for(lambda: queue.step() or queue.file.ended)
+        buffers = [path for path in (lab.cwd / "cache").rglob("*") if len(path.name) == 64]
+        for path in buffers:
+            os.utime(path, (time.time() - 3 * 86400,) * 2)
+        third = queue.file.pending()[-1]
+        needed = {queue.file.ended[0].result, *(third.transformation[pin][2] for pin in ("a.txt", "code", "META__N"))}
+        wait_for(lambda: queue.step() or all(path.stat().st_atime > time.time() - 60 for path in buffers if path.name in needed), 5)
+        assert cmd_gc.main(["--max-size", "0MB"]) == 0
+        assert needed < {path.name for path in buffers if path.exists()} < {path.name for path in buffers}
+        (lab.cwd / "go").touch()
+        wait_for(lambda: queue.step() or not queue.file.pending())
+    finally:
+        queue.close()
+    assert lab.read("z.txt") == "b\ta\t\na\tb\t\nb\tb\t\n"
+
+
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 def test_failures_are_told_with_their_output_and_those_that_depend_on_them_too(lab):
@@ -320,11 +358,21 @@ def test_what_a_command_prints_is_shown_when_it_has_run(lab):
     assert "job 1 printed:\nby the way\n" in lab.run()
 
 
+def test_an_entry_without_params_is_run_as_usual(lab):
+    lab.submit("-c", "sort a.txt > x.txt")
+    entry = json.loads((lab.cwd / ".seamless-queue").read_bytes()[:-1])
+    entry["params"] = {"workdir": str(lab.cwd)}
+    (lab.cwd / ".seamless-queue").write_bytes(json.dumps(entry).encode() + b"\0")
+    lab.run()
+    assert lab.read("x.txt") == "a\nb\nb\n"
+
+
 def test_a_damaged_entry_is_not_run(lab):
     lab.submit("-c", "sort a.txt > x.txt")
     path = lab.cwd / ".seamless-queue"
     path.write_bytes(path.read_bytes().replace(b'"a.txt": [', b'"b.txt": ['))
-    assert "damaged" in lab.run(code=1) and not (lab.cwd / "x.txt").exists()
+    (lab.cwd / "x.txt.FUTURE").write_text("%s.x.txt\n" % lab.file().pending()[0].id)       # left by a queue that was killed
+    assert "damaged" in lab.run(code=1) and not list(lab.cwd.glob("x.txt*"))
 
 
 def counted(lab, seconds, target):

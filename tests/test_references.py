@@ -68,7 +68,7 @@ def test_what_is_missing_is_listed_and_a_row_without_its_transformation_still_ha
     results = MemoryResults()
     results.put(gone, index)
     found = closure([gone], store, results)
-    assert found.checksums == {gone, index, leaf} and found.missing == {gone, leaf}
+    assert found.checksums == {gone, index, leaf} and found.missing == {gone, leaf} and found.incomplete == {index}
     assert found.transformations == set()
 
 

@@ -225,8 +225,15 @@ def test_a_line_of_three_dots_is_a_comment_anywhere(place):
 
 
 def test_dates_numbers_in_quotes_and_bytes_order_marks_are_text(place):
-    (place.work / "seamless.yaml").write_bytes(b"\xef\xbb\xbf- project: 2024-01-31\n- subproject: '12'\n")
-    assert (place.load().project, place.load().subproject) == ("2024-01-31", "12")
+    (place.work / "seamless.yaml").write_bytes(b"\xef\xbb\xbf- project: 2024-01-31\n- subproject: '123'\n")
+    assert (place.load().project, place.load().subproject) == ("2024-01-31", "123")
+
+
+@pytest.mark.parametrize("subproject", ["01", "a/ff", ".pins", "a/.quarantine", "0" * 64])
+def test_a_subproject_is_not_called_like_something_in_the_store_of_its_project(place, subproject):
+    with pytest.raises(ConfigurationError, match="'subproject' is .* choose another name"):
+        place.load(project="p", subproject=subproject)
+    assert place.load(project="p", subproject="0/1a1/g1/0A/a.").subproject == "0/1a1/g1/0A/a."
 
 
 def test_leaving_a_stage_leaves_nothing_behind(place):

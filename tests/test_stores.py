@@ -294,3 +294,19 @@ def test_sqlite_on_a_network_file_system_is_left_to_the_service(tmp_path, monkey
     monkeypatch.setattr("seamless_lite.stores.is_on_network", lambda path: True)
     assert isinstance(open_stores(spec).results, DatabaseClient)
     assert isinstance(open_stores({"results": {**spec["results"], "address": None}}).results, ResultTable)
+
+
+def test_in_a_layer_that_is_only_read_nothing_is_changed(tmp_path):
+    theirs = Folder(tmp_path / "theirs")
+    path = theirs.path(theirs.put(DATA))
+    with open(path, "r+b") as file:
+        file.write(b"S")
+    before = sorted(map(str, (tmp_path / "theirs").rglob("*")))
+    stores = open_stores({"buffers": {"directory": str(tmp_path / "mine"), "read": [{"directory": str(tmp_path / "theirs")}]},
+                          "results": {"file": str(tmp_path / "mine.db"), "read": [{"file": str(tmp_path / "theirs.db")}]}})
+    assert stores.buffers.get(CS) is None and stores.results.get(A) is None
+    assert stores.buffers.has([CS]) == [False]
+    stores.buffers.put(DATA)
+    assert stores.buffers.get(CS) == DATA
+    stores.close()
+    assert sorted(map(str, (tmp_path / "theirs").rglob("*"))) == before and not (tmp_path / "theirs.db").exists()

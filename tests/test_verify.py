@@ -1,5 +1,7 @@
 """Results that are computed again and compared: ``seamless-run --verify`` and ``Transformation.verify()``."""
+import gzip
 import json
+import os
 
 import pytest
 
@@ -37,6 +39,14 @@ def rows(store):
     found = table.query('SELECT * FROM "transformation"'), table.query('SELECT * FROM "meta_data"')
     table.close()
     return found
+
+
+def damage(store, data):
+    """Change one byte of what is stored of ``data``."""
+    path = store.path(Checksum.of(data))
+    os.chmod(path, 0o644)
+    with open(path, "r+b") as file:
+        file.write(bytes([data[0] ^ 1]))
 
 
 def changing(tmp_path):
@@ -77,6 +87,16 @@ def test_a_command_that_gave_another_result_is_irreproducible_from_then_on(run, 
     assert "is known to be irreproducible (2 results)" in run.err
 
 
+def test_a_command_that_gives_another_result_because_a_file_of_it_is_damaged_is_irreproducible_too(run, tmp_path, store):
+    command = "echo %s > d.txt" % changing(tmp_path)
+    run("-c", command)
+    damage(store, b"1\n")
+    (tmp_path / "d.txt").unlink()
+    run("-c", command)
+    assert (tmp_path / "d.txt").read_text() == "2\n" and rows(store) == ([], [])
+    assert "it is irreproducible" in run("--why", "-c", command, code=1)
+
+
 def test_of_captured_files_and_directories_those_that_differ_are_named(run, tmp_path, store):
     command = "cat a.txt > same; mkdir d; cat a.txt > d/same; echo %s > d/other; echo %s > out; [ -s out ]" % (
         changing(tmp_path), changing(tmp_path))
@@ -102,11 +122,23 @@ def test_a_result_of_which_only_the_checksum_is_known_is_compared_too(run, store
     assert run("--verify", "-c", "sort -r a.txt").startswith("equal")
 
 
-def test_inputs_that_are_not_in_the_store_any_more_are_stored_again(run, store, tmp_path):
-    import os
+def test_inputs_that_are_not_in_the_store_any_more_or_damaged_are_stored_again(run, store, tmp_path):
     run("wc", "-l", "a.txt")
     os.unlink(store.path(Checksum.of(b"alpha\nbeta\n")))
     assert run("--verify", "wc", "-l", "a.txt").startswith("equal")
+    damage(store, b"alpha\nbeta\n")
+    assert run("--verify", "wc", "-l", "a.txt").startswith("equal")
+    damage(store, b"alpha\nbeta\n")
+    assert run("-c", "sort -r a.txt") == "beta\nalpha\n"
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/b.txt").write_text("beta\n")
+    for n in (1, 2):
+        assert run("-g2", "-i", "d", "-c", "cat d/b.txt; : %d" % n) == "beta\n"
+        damage(store, b"beta\n")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"gamma\n"))
+    for n in (1, 2):
+        assert run("-c", "zcat c.txt.gz | rev | rev; : %d" % n) == "gamma\n"
+        damage(store, b"gamma\n")
 
 
 def test_a_command_that_fails_now_is_an_error_and_its_result_stays(run, tmp_path, store):
@@ -156,6 +188,27 @@ def test_a_function_is_compared_with_hints_at_what_differs(session, tmp_path):
     assert json.loads(session.get_buffer(verdict.computed))["n"] == 2
     assert "['n']: was 1, is 2" in said and "['list']: 1 items, and 2 now" in said and "['text']: + two 2" in said
     assert "key '2': is new" in said and "key '1': is not there any more" in said and "same" not in said
+    for n in (3, 4):                            # known to be irreproducible: it runs each time, and all say so
+        assert restless(str(tmp_path / "count")).run()["n"] == n
+    assert "irreproducible" in str(restless(str(tmp_path / "count")).why())
+    with pytest.raises(CacheMissError, match="irreproducible"):
+        restless(str(tmp_path / "count")).verify()
+
+
+@pytest.mark.parametrize("session", ["process"], indirect=True)
+@pytest.mark.parametrize("ask", ["why", "verify"])
+def test_who_hears_that_another_program_has_found_a_function_to_be_irreproducible_sees_it_run_again(session, ask):
+    @delayed
+    def same():
+        return 1
+    session.stores.results.put(same().transformation_checksum, same().compute(), again=True)
+    session.stores.results.put(same().transformation_checksum, "2" * 64, again=True)
+    if ask == "why":
+        assert "irreproducible" in str(same().why())
+    else:
+        with pytest.raises(CacheMissError, match="irreproducible"):
+            same().verify()
+    assert session.lookup(same()._recipe) is None
 
 
 def test_the_arguments_of_a_function_may_be_other_computations(session):
