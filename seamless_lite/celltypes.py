@@ -88,9 +88,10 @@ def _binary_dumps(value) -> bytes:
 
 
 def _read_binary(data: bytes):
-    if not data.startswith(mixed.NPY_MAGIC):
-        raise ValueError("it is not an array in npy format")
-    return mixed.loads(data)
+    value = _read_mixed(data)               # bytes and text are arrays, too
+    if not data.startswith(mixed.NPY_MAGIC) and not mixed.is_binary(value):
+        raise ValueError("it holds a %s instead of an array" % type_name(value))
+    return value
 
 
 # --- scalars, text, bytes

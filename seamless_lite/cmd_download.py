@@ -3,6 +3,7 @@
     arguments -> Items (a file, or the index of a directory or of a part of one) -> what is here already (kept, verified or
     replaced) -> the rest, written aside or linked, and renamed -> sidecars
 """
+import contextlib
 import io
 import os
 import re
@@ -266,8 +267,9 @@ class _Download:
             for path in (os.path.join(folder, name) for name in names + links):
                 aside = _ASIDE.match(os.path.basename(path))
                 if aside and aside.group(1) in begins and path not in listed:
-                    if time.time() - os.lstat(path).st_mtime > STALE_S:
-                        remove_file(path)
+                    with contextlib.suppress(FileNotFoundError):       # another download renamed it just now
+                        if time.time() - os.lstat(path).st_mtime > STALE_S:
+                            remove_file(path)
                 elif path not in listed or os.path.isdir(path):
                     extras.append(path)
         if extras and not self.arguments.dest_rm:

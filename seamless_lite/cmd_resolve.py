@@ -62,7 +62,7 @@ def _write(arguments, name: str, when_missing: _t.Callable[[_t.Any, Checksum], N
 def write_to(path: str, file: _t.BinaryIO) -> None:
     """Write what ``--output`` asks for.  Raises ``SeamlessError``."""
     try:
-        outputs.write_aside(path, file)
+        outputs.write_over(path, file)
     except OSError as exc:
         raise SeamlessError("'%s' cannot be written: %s" % (path, exc.strerror)) from exc
 

@@ -116,8 +116,8 @@ def _meta(session, dunders: dict, arguments) -> Meta:
         meta = execution_meta(dunders, session.get_buffer, arguments.scratch)
     except CacheMissError as exc:
         raise CacheMissError("a value in the dunder file is not stored: %s" % exc.args[0]) from None
-    except (SeamlessError, LookupError, TypeError, ValueError, AttributeError) as exc:
-        raise UsageError("the dunder file cannot be understood: %s: %s" % (type(exc).__name__, exc)) from None
+    except (SeamlessError, ValueError) as exc:
+        raise UsageError("the dunder file cannot be understood: %s" % exc) from None
     return meta._replace(strict=arguments.strict)
 
 

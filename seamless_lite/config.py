@@ -186,6 +186,12 @@ def session() -> Session:
         return _state.session
 
 
+def adopt(session: Session) -> Session:
+    """Make ``session`` the default one: functions that run in this process call others there."""
+    _state.session = session
+    return session
+
+
 def _worker_context():
     # A process in which no job ever ran has not imported the module that runs jobs; another thread may be at it.
     current = getattr(sys.modules.get(__package__ + ".worker"), "current", None)

@@ -6,6 +6,7 @@ Clients speak the jobserver's protocol (see ``jobserver``) and need no Dask.  Th
 or in jobs of SLURM or OAR (``daskqueue``).  Besides:
 
     POST /dask    {} -> {"scheduler", "dashboard", "no_dashboard", "ca", "cert", "key"}     signed requests only
+    GET /..., POST /get       as a hashserver, with 'persistent: false': what results consist of
     GET /info     also {"cluster": {"workers", "pending_jobs", "running_jobs", "reason", "waiting_tasks", "sentence"}, "dashboard"}
 
 Scheduler, workers and clients of the cluster know each other by a key pair that was made for it.
@@ -23,8 +24,9 @@ import typing as _t
 
 from . import dasktls, leftovers
 from .dasklocal import Local, free_ports
-from .daskstores import NodeStores
+from .daskstores import Buffers, NodeStores
 from .errors import ConfigurationError
+from .hashserver import HashService
 from .httpbase import LOOPBACK, HttpError, Request
 from .jobserver import JobService, run_program, stores_of
 from .processes import package_root
@@ -81,6 +83,9 @@ class DaskServer(JobService):
             self._end_cluster()
             raise
         self.routes.append(("POST", re.compile("/dask"), self._dask))
+        if parameters.get("pure"):          # what a result consists of is here and nowhere else: clients come for it
+            held = HashService(Buffers(stores.buffers))
+            self.routes += [route for route in held.routes if route[2] in (held.get, held.get_batch, held.has_now, held.buffer_length)]
         threading.Thread(target=self._watch, name="seamless-circles", daemon=True).start()
 
     @property

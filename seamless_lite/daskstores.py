@@ -29,7 +29,7 @@ class NodeStores:
         listen = Listen(None, host, None if port_range else 0, tuple(port_range) if port_range else None)
         self._running: _t.List[Running] = []
         try:
-            for service in (HashService(_Buffers(stores.buffers)), DatabaseService(_Results(stores.results))):
+            for service in (HashService(Buffers(stores.buffers)), DatabaseService(_Results(stores.results))):
                 self._running.append(start(service, listen, secret=self.secret))
         except BaseException:
             self.close()
@@ -101,7 +101,7 @@ class _Results(_Served):
     """For a ``DatabaseService``."""
 
 
-class _Buffers(_Served):
+class Buffers(_Served):
     """For a ``HashService``."""
 
     def forms(self, checksum) -> dict:

@@ -69,7 +69,7 @@ class DatabaseService(Service):
         rows = _list(query, "rows")
         if not all(isinstance(row, list) and len(row) == 3 and isinstance(row[2], (dict, type(None))) for row in rows):
             raise HttpError(400, "a row is [transformation, result, metadata or null]")
-        self.table.put_many(rows, bool(query.get("again")))
+        self._read.put_many(rows, bool(query.get("again")))
         return {"stored": len(rows)}
 
     def results_forget(self, request: Request) -> dict:

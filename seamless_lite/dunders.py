@@ -7,6 +7,7 @@ import typing as _t
 
 from .celltypes import plain_dumps, plain_loads
 from .checksum import Checksum
+from .errors import SeamlessError
 from .transformation import Meta
 
 
@@ -21,10 +22,17 @@ def execution_dunders(meta: Meta, put: _t.Callable[[bytes], Checksum]) -> _t.Dic
 
 
 def execution_meta(dunders: _t.Mapping, get: _t.Callable[[Checksum], bytes], scratch: bool) -> Meta:
-    """The reverse; other keys are passed over.  Raises what ``get`` raises, ``SeamlessError``, ``LookupError``, ``TypeError``."""
+    """The reverse; other keys are passed over.  Raises what ``get`` raises, ``SeamlessError``, ``ValueError``."""
+    for key, pin in dunders.items():
+        if key.startswith("META__") and not (isinstance(pin, (list, tuple)) and len(pin) == 3):
+            raise SeamlessError("%s is not [celltype, subcelltype, checksum]" % key)
     metavars = {key[len("META__"):]: plain_loads(get(Checksum(pin[2]))) for key, pin in dunders.items() if key.startswith("META__")}
     environment = dunders.get("__env__") or {}
     if isinstance(environment, str):
         environment = plain_loads(get(Checksum(environment)))
+    details = dunders.get("__meta__") or {}
+    for key, value in (("__env__", environment), ("__meta__", details)):
+        if not isinstance(value, dict):
+            raise SeamlessError("%s is not a JSON object" % key)
     return Meta(metavars={name: value if isinstance(value, str) else json.dumps(value) for name, value in metavars.items()},
-                environment=environment, scratch=scratch, job_folder=str((dunders.get("__meta__") or {}).get("write_remote_job") or ""))
+                environment=environment, scratch=scratch, job_folder=str(details.get("write_remote_job") or ""))

@@ -116,7 +116,7 @@ class InProcess:
 
 class Remote:
     """Runs jobs on a jobserver or daskserver.  ``connect(again)`` gives a ``JobserverClient``; ``who`` begins lines
-    that say what the jobs wait for.
+    that say what the jobs wait for; ``bring(job, outcome)`` adds to an outcome what did not come with it.
 
     The client mends lost connections itself.  What fails nevertheless (a server here that exited or was killed, one
     that was stopped) is connected to anew, and the jobs are sent again: a job's id is its checksum, so
@@ -126,11 +126,13 @@ class Remote:
     DROPS = 5
 
     def __init__(self, connect: _t.Callable[[bool], object], parent: _t.Optional[Checksum] = None,
-                 close: _t.Callable[[], None] = lambda: None, who: _t.Optional[str] = None):
+                 close: _t.Callable[[], None] = lambda: None, who: _t.Optional[str] = None,
+                 bring: _t.Optional[_t.Callable[[Job, Outcome], Outcome]] = None):
         self._connect = connect
         self._parent = parent
         self._close = close
         self._who = who
+        self._bring = bring or (lambda job, outcome: outcome)
         self._client = None
         self._closed = False
         self.after_fork()
@@ -164,7 +166,7 @@ class Remote:
         with self._queue:
             while True:
                 try:
-                    outcome = client.run(job, parent=self._parent, on_log=writer)
+                    outcome = self._bring(job, client.run(job, parent=self._parent, on_log=writer))
                     self._drops = 0
                     return outcome
                 except ServiceError as exc:
@@ -178,6 +180,10 @@ class Remote:
             self._submitted[job.checksum] = job
 
         def finished(outcome, error=None):
+            try:
+                outcome = self._bring(job, outcome) if error is None else None
+            except Exception as exc:        # whatever it is: who waits for this job must hear of it
+                error = exc
             if isinstance(error, ServiceError):
                 try:
                     clients.append(self._get(clients[-1], error))

@@ -185,8 +185,9 @@ _RULES = (
     ("meta_data", "malformed", "its names are not checksums", _PAIR),
     ("irreproducible_transformation", "malformed", "its names are not checksums", _PAIR),
     ("buffer_info", "malformed", "its name is not a checksum", _bad("checksum")),
-    ("rev_transformation", "inconsistent", "no transformation has this result", _UNKNOWN),
-    ("meta_data", "inconsistent", "it is the record of a result that the transformation does not have", _UNKNOWN),
+    # Seamless 1.x leaves such rows behind when a transformation yields something else: they are no damage
+    ("rev_transformation", "outdated", "no transformation has this result", _UNKNOWN),
+    ("meta_data", "outdated", "it is the record of a result that the transformation does not have", _UNKNOWN),
     ("meta_data", "malformed", "it is not the execution record of this result", _RECORDS))
 #: more tables whose columns name buffers
 _NAMING = (("irreproducible_transformation", "checksum"), ("irreproducible_transformation", "result"), ("expression", "result"),
@@ -239,7 +240,7 @@ class Fsck:
 
     def _report(self, *findings: Finding, repair: _t.Optional[_t.Callable[[], _t.Any]] = None) -> None:
         """Tell findings, which one call of ``repair`` repairs."""
-        if self._repair and repair is not None and findings and findings[0].damage:
+        if self._repair and repair is not None and findings:
             try:
                 repair()
                 findings = tuple(finding._replace(repaired=True) for finding in findings)
@@ -247,7 +248,7 @@ class Fsck:
                 findings = tuple(finding._replace(text="%s; it could not be repaired (%s)" % (finding.text, exc)) for finding in findings)
         for finding in findings:
             self.damage += finding.damage
-            self.repaired += finding.repaired
+            self.repaired += finding.damage and finding.repaired
             self._tell(finding)
 
     # ---- files
@@ -294,8 +295,8 @@ class Fsck:
         if looked.finding is not None:
             if looked.finding.kind in ("corrupt", "dangling", "unreadable", "misnamed"):
                 self._bad.add(os.path.basename(path)[:64])
-            repair = None if looked.finding.kind == "unreadable" else lambda: self._set_aside(path, looked.finding)
-            self._report(looked.finding, repair=repair)
+            movable = looked.finding.damage and looked.finding.kind != "unreadable"
+            self._report(looked.finding, repair=(lambda: self._set_aside(path, looked.finding)) if movable else None)
 
     def _set_aside(self, path: str, finding: Finding) -> None:
         if finding.kind in ("corrupt", "length") and time.time() - os.stat(path).st_mtime < YOUNG_S:
@@ -357,7 +358,8 @@ class Fsck:
         for page in self._pages(table, select):
             found = dict(wrong(page))
             if found:
-                self._report(*(Finding(kind, "%s %s" % (name, row["checksum"]), text) for row in found.values()), repair=self._write(remove))
+                self._report(*(Finding(kind, "%s %s" % (name, row["checksum"]), text, kind != "outdated") for row in found.values()),
+                             repair=self._write(remove))
 
     def _write(self, change: _t.Callable) -> _t.Callable[[], None]:
         return lambda: ResultTable(self.database).write(change)

@@ -28,6 +28,7 @@ FUTURE_POLL_S = 0.1
 FRESH_NS = 50_000_000       # a file written that recently may be written again without a new time stamp
 READ_ATTEMPTS = 3
 SMALL = 1 << 16
+LARGEST_SIDECAR = 1 << 16     # characters of a .CHECKSUM file
 
 
 class Input(_t.NamedTuple):
@@ -174,7 +175,7 @@ def read_checksum_file(path: str) -> Checksum:
     Raises ``OSError``, and ``SeamlessError`` if it holds anything else.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
-        text = "".join(line for line in file if not line.startswith("#")).strip()
+        text = "".join(line for line in file.read(LARGEST_SIDECAR).splitlines(True) if not line.startswith("#")).strip()
     try:
         return Checksum(text)
     except ChecksumError:

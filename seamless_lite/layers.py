@@ -8,6 +8,7 @@ import typing as _t
 
 from .checksum import Checksum
 from .errors import SeamlessError
+from .resulttable import MemoryResults
 
 #: A layer that failed is asked again after so long: a locked table or a service that restarts comes back.
 LEFT_OUT_S = 60.0
@@ -130,6 +131,14 @@ class LayeredResults(_Layers):
             doubted = self._irreproducible(more) if layer is not self._top else ()
             found.update((name, result) for name, result in more.items() if name not in doubted)
         return found
+
+    put = MemoryResults.put
+
+    def put_many(self, rows, again=False):
+        rows = list(rows)
+        if again:                           # a result that only a layer has counts as one that was known here
+            rows[:0] = [(name, result, None) for name, result in self.get_many(name for name, _, _ in rows).items()]
+        self._top.put_many(rows, again)
 
     def _irreproducible(self, names) -> set:
         """Those that yielded something else here than in a layer that is only read."""

@@ -188,8 +188,8 @@ class Results:
         """A pipe or a device is written to, not replaced."""
         if not isinstance(content, str):
             raise SeamlessError("the result is a directory and cannot be written to '%s'" % path)
-        with self.open(content) as source, open(path, "wb") as file:
-            _copy(source, file)
+        with self.open(content) as source:
+            write_over(path, source)
 
     def is_same(self, checksum: Checksum, path: str) -> bool:
         """True if the file ``path`` has this content already."""
@@ -297,6 +297,16 @@ def aside_name(path: str) -> str:
 def _copy(source: _t.BinaryIO, file: _t.BinaryIO) -> None:
     for piece in iter(lambda: source.read(CHUNK), b""):
         file.write(piece)
+
+
+def write_over(path: str, source: _t.BinaryIO) -> None:
+    """As ``> path`` does: into a pipe or a device, else replace the file, also one behind a link, unless it is protected."""
+    if is_special(path):
+        with open(path, "wb") as file:
+            _copy(source, file)
+    else:
+        check_writable(path)
+        write_aside(os.path.realpath(path), source)
 
 
 def write_aside(path: str, source: _t.BinaryIO, suffix: str = "", sync: bool = False) -> None:

@@ -258,4 +258,15 @@ def write_sidecars(base: str, checksum: Checksum, index: _t.Optional[bytes] = No
             remove_file(base + ".INDEX")
         write_aside(name, io.BytesIO(checksum.encode("ascii") + b"\n"), sync=sync)
     except OSError as exc:
+        if isinstance(exc, PermissionError) and named(base) == checksum and (keep_index or _content(base + ".INDEX") == index):
+            return                              # nothing may be written here, and all is right already
         raise SeamlessError("%s cannot be written: %s" % (name, exc.strerror)) from exc
+
+
+def _content(path: str) -> _t.Optional[bytes]:
+    """None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS "syntactic_to_semantic" ("syntactic" CHAR(64) NOT NUL
 CREATE TABLE IF NOT EXISTS "expression" ("input_checksum" CHAR(64) NOT NULL, "path" VARCHAR(100) NOT NULL, "celltype" VARCHAR(20) NOT NULL, "target_celltype" VARCHAR(20) NOT NULL, "validator" CHAR(64), "validator_language" VARCHAR(20), "result" CHAR(64) NOT NULL, PRIMARY KEY ("input_checksum", "path", "celltype", "target_celltype"));
 CREATE TABLE IF NOT EXISTS "bucket_probe" ("bucket_kind" VARCHAR(20) NOT NULL, "label" TEXT NOT NULL, "bucket_checksum" CHAR(64) NOT NULL, "captured_at" TEXT NOT NULL, "freshness_tokens" TEXT NOT NULL, PRIMARY KEY ("bucket_kind", "label"));
 '''
+TABLES = {statement.split('"')[1] for statement in SCHEMA.split(";")[:-1]}
 INDEXES = (("transformation", "result"), ("rev_transformation", "result"), ("meta_data", "result"),
            ("irreproducible_transformation", "result"), ("irreproducible_transformation", "checksum"),
            ("syntactic_to_semantic", "syntactic"), ("syntactic_to_semantic", "semantic"),
@@ -198,7 +199,7 @@ class ResultTable:
                 return db.execute(sql, parameters).fetchall()
             except (sqlite3.Error, OSError) as exc:
                 self._disconnect()
-                if not self.writable and "no such table" in str(exc):   # an older Seamless made it, and we may not add what is new
+                if "no such table" in str(exc):     # an older Seamless made it, or one is making it; the next write completes it
                     return []
                 raise self._sentence(exc) from exc
 
@@ -275,12 +276,15 @@ class ResultTable:
             db.close()
 
     def _has_tables(self, db) -> bool:
-        """False for an empty file.  Raises ``SeamlessError`` if it is somebody else's database."""
+        """False for a file that is empty, or whose first tables a Seamless 1.x has made; the next write makes the others.
+
+        Raises ``SeamlessError`` if it is somebody else's database.
+        """
         names = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if names and not {"transformation", "rev_transformation", "meta_data"} <= names:
+        self._is_readable = {"transformation", "rev_transformation", "meta_data"} <= names
+        if not self._is_readable and not names <= TABLES:
             raise SeamlessError("%s is the database of another program: move it away, or choose another place "
                                 "for the results" % self.path)
-        self._is_readable = bool(names)
         return self._is_readable
 
     def _complete(self, db) -> None:

@@ -57,6 +57,7 @@ class Program:
 
     def run(self, namespace: dict, inputs: dict, result: str):
         """Execute, and return the value; a block's value is what it assigns to ``result`` (``NoResult`` if nothing)."""
+        namespace["__builtins__"] = self.builtins(namespace["__builtins__"])
         if self.kind == "function":
             declared = namespace.get(self.name)
             exec(self.code, namespace)
@@ -73,6 +74,20 @@ class Program:
         if result not in namespace:
             raise NoResult()
         return namespace[result]
+
+    def builtins(self, given: dict) -> dict:
+        """``given``, by which code of Seamless 1.x that calls other functions imports our ``direct`` where that is not installed."""
+        if "seamless.transformer" not in self.text:
+            return given
+
+        def load(name, globals=None, locals=None, fromlist=(), level=0):
+            try:
+                return given["__import__"](name, globals, locals, fromlist, level)
+            except ModuleNotFoundError as exc:
+                if name != "seamless.transformer" or exc.name != "seamless" or not fromlist:
+                    raise
+                return importlib.import_module(__package__ + ".transformer")        # as in ``furnish_main``
+        return dict(given, __import__=load)
 
 
 class _Cache:
@@ -152,7 +167,7 @@ class _Finder:
         program.register()
         if program.name == "main":
             sandbox.furnish_main(module.__dict__, program)
-        module.__dict__["__builtins__"] = sandbox.builtins
+        module.__dict__["__builtins__"] = program.builtins(sandbox.builtins)
         exec(program.code, module.__dict__)
 
     def get_source(self, fullname):

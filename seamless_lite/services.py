@@ -4,6 +4,7 @@ hashserver and database hold what is kept: on this machine their folder and file
 others; on another host they are how the session gets there.  The jobserver or daskserver runs the jobs when
 ``execution: remote`` says so.  A private jobserver belongs to one session and ends with it.
 """
+import contextlib
 import hashlib
 import os
 import sys
@@ -13,12 +14,14 @@ import typing as _t
 from . import hosts, hostside, launch, stores
 from .clusters import Queue, is_this_machine
 from .durable import make_folders
-from .errors import ConfigurationError, SeamlessError
+from .errors import ConfigurationError, SeamlessError, ServiceError
 from .jobclient import JobserverClient
 from .settings import BACKENDS
 
 #: Service -> (its part of a description of stores, what a folder or file is called there).
 _PARTS = {"hashserver": ("buffers", "directory"), "database": ("results", "file")}
+#: So much of one result comes back from a daskserver that keeps nothing.
+BROUGHT_BYTES = 1 << 30
 #: So often a connection is tried that private workers need, while they work.
 _LOOK_S = 10.0
 
@@ -229,6 +232,41 @@ def _secret_file(secret: _t.Optional[bytes]) -> _t.Optional[str]:
 def client(connection: launch.Connection) -> JobserverClient:
     """A client of the jobserver or daskserver that ``connection`` reaches."""
     return JobserverClient(connection.address, connection.secret, connection.mend, connection.pid)
+
+
+def bring(connection: _t.Callable[[], launch.Connection], store, job, outcome):
+    """The ``outcome`` of a job of the daskserver at ``connection()``, which keeps nothing, with its bytes; its leaves are in ``store`` then.
+
+    Raises ``SeamlessError`` if they are too large, ``ServiceError`` if they are not there.
+    """
+    from .celltypes import DEEP             # most sessions do not need these
+    from .hashserver import HashserverClient
+    from .references import index_leaves
+    data, deep = outcome.buffer, job.recipe.output[1] in DEEP
+    if outcome.result is None or data is not None and not deep:
+        return outcome
+    there = connection()
+    with contextlib.closing(HashserverClient(there.address, there.secret, mend=there.mend)) as source:
+        if data is None:                    # it is large, or the server knew it
+            _bring(source, store, [outcome.result], outcome.result)
+            data = store.get(outcome.result)
+        if deep:
+            _bring(source, store, index_leaves(data), outcome.result)
+    return outcome._replace(buffer=data)
+
+
+def _bring(source, store, names: _t.Sequence[str], result: str) -> None:
+    from .transfer import BATCH_BYTES, LARGE_BYTES, carry
+    missing = [name for name, there in zip(names, store.has(names)) if not there]
+    found = source.get_small(missing, LARGE_BYTES, BATCH_BYTES) if missing else {}      # often that is all
+    rest = [name for name in missing if found.get(name) is None]
+    size = sum(length or 0 for length in source.lengths(rest)) if rest else 0
+    if size > BROUGHT_BYTES:
+        raise SeamlessError("the result %s has %d MB, and with 'persistent: false' no more than %d come back from the daskserver: "
+                            "set 'persistent: true'" % (result, size >> 20, BROUGHT_BYTES >> 20))
+    store.put_many(data for data in found.values() if data is not None)
+    if len(carry(rest, source, store)) < len(rest):
+        raise ServiceError("a part of the result %s is not in the daskserver that made it: run it again" % result)
 
 
 class PrivateJobserver:

@@ -58,8 +58,7 @@ class Session:
         self._running = threading.local()
         self._lock = threading.RLock()
         self._owner = os.getpid()
-        self._in_process = None
-        self._remote = None
+        self._in_process = self._remote = None
         self._connections: _t.Dict[str, _t.Any] = {}
         self._temporary: _t.Any = None
         self._lease: _t.Any = None
@@ -446,7 +445,7 @@ class Session:
         if self._doubted.pop(recipe.checksum, outcome.result) == outcome.result:
             self._remember(recipe.checksum, outcome.result)
         else:
-            self._doubted[recipe.checksum] = None
+            self.doubt(recipe.checksum)
         if not outcome.cached:
             if len(self._metas) >= KNOWN_RESULTS:
                 self._metas.clear()
@@ -508,7 +507,8 @@ class Session:
             from . import jobclient1x
             address = next(client.url for client in self.settings.remote_clients if client.service == "jobserver")
             return executors.Remote(lambda again: jobclient1x.connect(address, self.stores), who=self._who)
-        return executors.Remote(self._connect_backend, who=self._who)
+        bring = functools.partial(services.bring, lambda: self._connections[self.settings.remote], self.store) if self._pure else None
+        return executors.Remote(self._connect_backend, who=self._who, bring=bring)
 
     def _connect_backend(self, again: bool):
         from . import services

@@ -61,17 +61,23 @@ class Recipe(_RecipeFields):
             if key in ("__language__", "__output__") or key in DROPPED_DUNDERS or key.startswith("META__"):
                 continue
             if key in IDENTITY_DUNDERS:
+                if value and not _fits(key, value):
+                    raise SeamlessError("the %s of the transformation does not give %s for each pin" % (
+                        key, "a name" if key == "__as__" else "an object"))
                 extra[key] = value
             elif key.startswith("__"):
                 raise SeamlessError("the transformation has an unknown key %r" % key)
-            elif not (isinstance(value, (list, tuple)) and len(value) == 3):
+            elif not (isinstance(value, (list, tuple)) and len(value) == 3 and isinstance(value[0], str)):
                 raise SeamlessError("pin %r of the transformation is not [celltype, subcelltype, checksum]" % key)
             else:
                 pins[key] = (value[0], value[1], Checksum(value[2]) if value[2] is not None else None)
         try:
-            return cls(data["__language__"], pins, tuple(data["__output__"]), extra)
+            language, output = data["__language__"], data["__output__"]
         except KeyError as exc:
             raise SeamlessError("the transformation has no %s" % exc) from None
+        if not (isinstance(output, (list, tuple)) and len(output) > 1 and isinstance(output[0], str) and isinstance(output[1], str)):
+            raise SeamlessError("the __output__ of the transformation is not [name, celltype, subcelltype]")
+        return cls(language, pins, tuple(output), extra)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Recipe":
@@ -94,6 +100,14 @@ class Recipe(_RecipeFields):
     def inputs(self) -> _t.List[Checksum]:
         """The checksums of all pins, the code included, each once."""
         return list(dict.fromkeys(pin[2] for pin in self.pins.values() if pin[2] is not None))
+
+
+def _fits(key: str, value) -> bool:
+    """Whether this value of an identity dunder can be read; of a schema that is not asked."""
+    if key == "__as__":
+        return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+    return key != "__format__" or isinstance(value, dict) and all(
+        isinstance(form, dict) and isinstance(form.get("filesystem") or {}, dict) for form in value.values())
 
 
 class Meta(_t.NamedTuple):

@@ -1,7 +1,7 @@
 """Between stores and user code: buffers are fetched and become values, the result becomes buffers."""
 import typing as _t
 
-from .celltypes import DEEP, deserialize, pack_deep, plain_loads, serialize
+from .celltypes import DEEP, deep_checksums, deserialize, pack_deep, plain_loads, serialize, unpack_deep
 from .checksum import Checksum, is_checksum
 from .errors import CacheMissError, CelltypeError, JobError, SeamlessError
 from .transfer import read_many
@@ -24,15 +24,11 @@ def read_value(store, data: bytes, celltype: str, sub, what: str):
     """What the code gets for a pin (identity.md 4.2)."""
     try:
         if celltype == "folder":
-            index = {path: Checksum(leaf) for path, leaf in plain_loads(data).items()}
-            here = dict(read_many(store, index.values())) if store.remote else {}
-            return {path: here.get(leaf) or fetch(store, leaf, "the file '%s' in %s" % (path, what))
-                    for path, leaf in index.items()}
-        if celltype in ("deepcell", "deepfolder") or sub == "checksum":
-            return _checksums(plain_loads(data))
-        return deserialize(data, celltype)
-    except CelltypeError as exc:
-        raise CelltypeError("%s: %s" % (what, exc)) from None
+            here = dict(read_many(store, deep_checksums(data))) if store.remote else {}
+            return unpack_deep(data, celltype, lambda leaf: here.get(leaf) or store.get(leaf))
+        return _checksums(plain_loads(data)) if sub == "checksum" else deserialize(data, celltype)
+    except (CacheMissError, CelltypeError) as exc:
+        raise type(exc)("%s: %s" % (what, exc)) from None
 
 
 def _checksums(value):

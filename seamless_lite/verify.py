@@ -39,13 +39,16 @@ def verify(session, recipe: Recipe, meta: Meta = Meta(), buffers: _t.Mapping[Che
     and the transformation is recorded as irreproducible.  Raises ``CacheMissError`` if there is no result, and what the job raises.
     """
     recorded = session.stores.results.get(recipe.checksum)
-    if recorded is None:
+    if recorded is None:                    # where nothing is kept, the session knows what it ran
         several = session.stores.results.irreproducible(recipe.checksum)
         if several:
             session.doubt(recipe.checksum)
             raise CacheMissError("transformation %s is known to be irreproducible (%d results), so there is none to compare with"
                                  % (recipe.checksum, len(several)))
-        raise CacheMissError("there is no result of transformation %s to compare with; run it first" % recipe.checksum)
+        known = session.lookup(recipe, value=False)
+        if known is None:
+            raise CacheMissError("there is no result of transformation %s to compare with; run it first" % recipe.checksum)
+        recorded = known.result
     outcome = session.rerun(recipe, meta, buffers, files, log_fd)
     error = outcome.exception()
     if error is not None:

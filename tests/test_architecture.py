@@ -88,8 +88,8 @@ def test_the_whole_does_not_grow_unseen():
     # for what runs things here, for other hosts and clusters, and for the commands around the store.
     lines = {path.stem: len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")}
     services = closure("jobserver", "worker", "hashserver", "database", "hostside")
-    assert sum(lines.values()) < 28800
-    assert sum(lines[name] for name in services) < 9850
+    assert sum(lines.values()) < 28900
+    assert sum(lines[name] for name in services) < 9900
     assert sum(lines[name] for name in closure("daskserver", "daskqueue") - services) < 3000
 
 

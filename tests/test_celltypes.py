@@ -16,6 +16,8 @@ from seamless_lite.celltypes import (
 from seamless_lite.celltypes import Buffer
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import CacheMissError, CelltypeError
+from seamless_lite.folder import MemoryBuffers
+from seamless_lite.values import read_value
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors.json").read_text(encoding="utf-8"))
@@ -257,7 +259,8 @@ def test_a_buffer_of_another_type_is_converted(celltype, data, back):
 
 @pytest.mark.parametrize("celltype, data", [
     ("int", b'"x"'), ("int", b"[1]"), ("float", b"null"), ("str", b"x"), ("text", b"\xff"), ("python", b"a = = 1"),
-    ("python", b"a\0b"), ("binary", b"raw"), ("mixed", b"\xff"), ("checksum", b'"ab"'), ("deepcell", b'{"a": 5}'),
+    ("python", b"a\0b"), ("binary", b"\xff"), ("binary", b"5\n"), ("binary", b'"a"'),
+    ("binary", b"\x93NUMPY"), ("mixed", b"\xff"), ("checksum", b'"ab"'), ("deepcell", b'{"a": 5}'),
     ("folder", b'"%s"' % (b"ab" * 32)), ("mixed", b"1" * 5000), ("python", b"(" * 5000)])
 def test_a_buffer_that_does_not_hold_its_celltype_is_refused(celltype, data):
     if data[:1] == b"1" and not hasattr(sys, "get_int_max_str_digits"):
@@ -323,6 +326,22 @@ def test_a_missing_leaf_is_a_cache_miss_that_names_it():
     index, leaves = pack_deep({"a/b": b"x"}, "deepfolder")
     with pytest.raises(CacheMissError, match="a/b"):
         unpack_deep(index, "deepfolder", {}.get)
+
+
+@pytest.mark.parametrize("celltype", ["deepcell", "deepfolder", "folder"])
+@pytest.mark.parametrize("value", [5, "abc", {"a": [1]}, [Checksum.of(b"x"), "abc"]])
+def test_an_input_that_is_no_index_is_refused_by_name(celltype, value):
+    with pytest.raises(CelltypeError, match="^the input 'x' of f: the buffer .* cannot be read as celltype '%s'" % celltype):
+        read_value(MemoryBuffers(), plain_dumps(value), celltype, None, "the input 'x' of f")
+
+
+def test_a_folder_as_an_input_has_the_shape_of_its_index_and_a_missing_file_is_named():
+    store = MemoryBuffers()
+    index = plain_dumps({"a": [store.put(b"x"), store.put(b"")], "b/c": Checksum.of(b"gone")})
+    with pytest.raises(CacheMissError, match=r"^the input 'x' of f: .*\['b/c'\] of a folder"):
+        read_value(store, index, "folder", None, "the input 'x' of f")
+    store.put(b"gone")
+    assert read_value(store, index, "folder", None, "the input 'x' of f") == {"a": [b"x", b""], "b/c": b"gone"}
 
 
 def test_a_module_has_no_leaves():
@@ -480,9 +499,11 @@ def test_npy_files_from_elsewhere_are_read_but_never_unpickled():
 
 
 @needs_numpy
-def test_text_read_as_mixed_is_an_array_of_bytes():
-    value = deserialize(b"some text\n", "mixed")
-    assert value.dtype == "S10" and value.item() == b"some text\n"
+@pytest.mark.parametrize("celltype", ["mixed", "binary"])
+def test_text_read_as_mixed_or_binary_is_an_array_of_bytes(celltype):
+    value = deserialize(b"some text\n", celltype)
+    assert value.dtype == "S10" and value.shape == () and value.item() == b"some text\n"
+    assert deserialize(b"", celltype).dtype == "S1"
 
 
 @needs_numpy
@@ -533,7 +554,7 @@ def test_without_numpy_bytes_are_written_the_same_and_read_as_bytes(no_numpy):
     value = {"b": [b"xyz", 1, b""], "a": {"c": b"\xff"}, "d": [b"x", b"y"]}
     assert there_and_back(value) == value
     assert there_and_back(b"raw\0") == b"raw\0"
-    assert deserialize(b"some text\n", "mixed") == b"some text\n"
+    assert deserialize(b"some text\n", "mixed") == deserialize(b"some text\n", "binary") == b"some text\n"
 
 
 def test_numpy_is_not_imported_for_values_without_arrays():

@@ -349,3 +349,27 @@ def test_a_source_that_is_dead_does_not_matter_even_if_it_is_the_one_to_write_to
     monkeypatch.setenv("SEAMLESS_REMOTE_CLIENTS", json.dumps({"buffer": [
         {"remote_url": "http://127.0.0.1:9", "readonly": False}, {"remote_url": server.address}]}))
     assert cmd_download.main(["a.txt"]) == 0
+
+
+def test_another_download_of_the_same_directory_may_finish_a_file_meanwhile(monkeypatch):
+    download("d")
+    pathlib.Path("d/.one-0123abcd").write_bytes(b"")
+    lstat = os.lstat
+
+    def gone(path, **options):
+        if str(path).endswith("-0123abcd"):
+            os.unlink(path)
+        return lstat(path, **options)
+    monkeypatch.setattr(cmd_download.os, "lstat", gone)
+    assert download("d") == 0 and sorted(os.listdir("d")) == [".hidden", "one", "sub"]
+
+
+def test_where_nothing_may_be_written_and_all_is_right_nothing_is_wrong(monkeypatch, capsys):
+    assert download("d", "a.txt") == 0
+
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(cmd_download.placing, "write_aside", refused)
+    assert download("d", "a.txt") == 0 and capsys.readouterr().err == ""
+    pathlib.Path("d.INDEX").unlink()
+    assert download("--directory", "d") == 1 and "cannot be written: Permission denied" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """``seamless-resolve`` and ``seamless-fingertip`` as a user meets them."""
 import json
 import os
+import stat
 
 import pytest
 
@@ -50,6 +51,27 @@ def test_a_stored_buffer_is_written_byte_for_byte(shell):
             assert shell(main, "--output", "out", "x.CHECKSUM", "--project", "__TOPLEVEL__") == (b"", "")
             assert (shell.folder / "out").read_bytes() == data
             (shell.folder / "out").unlink()
+
+
+def test_a_result_goes_through_links_and_into_pipes_and_not_over_what_is_protected(shell):
+    checksum = shell.store.put(b"content")
+    (shell.folder / "link").symlink_to("target")
+    shell(cmd_resolve.resolve, checksum, "--output", "link")
+    assert (shell.folder / "link").is_symlink() and (shell.folder / "target").read_bytes() == b"content"
+    os.mkfifo(shell.folder / "pipe")
+    reader = os.open(shell.folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    shell(cmd_resolve.resolve, checksum, "--output", "pipe")
+    assert os.read(reader, 100) == b"content" and stat.S_ISFIFO((shell.folder / "pipe").stat().st_mode)
+    os.close(reader)
+    if os.geteuid():
+        (shell.folder / "target").chmod(0o444)
+        assert "write-protected" in shell(cmd_resolve.resolve, checksum, "--output", "target", code=1)[1]
+
+
+def test_a_large_file_that_is_no_checksum_is_not_read_to_its_end(shell):
+    with open(shell.folder / "sparse", "wb") as file:
+        file.truncate(1 << 40)
+    assert "does not hold a checksum" in shell(cmd_resolve.resolve, "sparse", code=2)[1]
 
 
 def test_what_is_nowhere_is_one_sentence_and_exit_code_1(shell):

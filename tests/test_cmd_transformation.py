@@ -92,10 +92,21 @@ def test_mistakes_are_one_sentence(shell):                                      
     (shell.folder / "bad.json").write_text("[1]")
     assert "no JSON object" in shell(run, name, "--dunder", "bad.json", code=2)[1]
     assert "cannot be read" in shell(run, name, "--dunder", "none.json", code=2)[1]
-    (shell.folder / "bad.json").write_text('{"META__X": 3}')
-    assert "cannot be understood" in shell(run, name, "--dunder", "bad.json", code=2)[1]
+    for dunders in ({"__meta__": 5}, {"__env__": 5}, {"META__X": 3}):
+        (shell.folder / "bad.json").write_text(json.dumps(dunders))
+        err = shell(run, name, "--dunder", "bad.json", code=2)[1]
+        assert "cannot be understood: %s is not" % next(iter(dunders)) in err and len(err.splitlines()) == 1
     (shell.folder / "bad.json").write_text('{"META__X": ["str", null, "%s"]}' % Checksum.of(b"nowhere"))
     assert "a value in the dunder file is not stored" in shell(run, name, "--dunder", "bad.json", code=1)[1]
+
+
+@pytest.mark.parametrize("key, value", [("__output__", ["result"]), ("__output__", 5), ("__output__", ["result", []]), ("__format__", 5),
+                                        ("__format__", {"x": 5}), ("__format__", {"x": {"filesystem": 5}}), ("__as__", {"x": []}),
+                                        ("x", [["mixed"], None, A])])
+def test_a_transformation_of_a_wrong_shape_is_one_sentence(shell, key, value):     # noqa: F811
+    name = shell.store.put(plain_dumps({"__language__": "bash", "__output__": ["result", "bytes", None], key: value}))
+    out, err = shell(run, name, code=1)
+    assert out == b"" and re.search("is not a transformation: .*%s.* (is|does) not " % key, err) and len(err.splitlines()) == 1
 
 
 def test_nothing_can_be_cancelled_where_no_server_is_asked(shell):                 # noqa: F811

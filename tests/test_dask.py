@@ -1,6 +1,7 @@
 """The daskserver as the program, with a real LocalCluster, real worker processes and real stores."""
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -14,7 +15,10 @@ import types
 
 import pytest
 
+from seamless_lite import executors, services
+from seamless_lite.checksum import Checksum
 from seamless_lite.errors import SeamlessError, ServiceError
+from seamless_lite.folder import MemoryBuffers
 from seamless_lite.httpclient import HttpClient
 from seamless_lite.jobclient import JobserverClient
 from seamless_lite.pool import WorkerPool
@@ -765,3 +769,54 @@ if __name__ == "__main__":
     print(link.split("/")[-1], urllib.request.urlopen(link, timeout=10).status)
 """)
     assert done.ok().splitlines() == ["h1 tls://127.0.0.1", "status 200"]
+
+
+# --- a cluster that keeps nothing
+
+def test_a_cluster_that_keeps_nothing_gives_back_what_results_consist_of(make, monkeypatch):
+    server, store = make(pure=True), MemoryBuffers()
+    connection = types.SimpleNamespace(address=server.http.address, secret=SECRET, mend=None)
+    remote = executors.Remote(lambda again: server.client, bring=functools.partial(services.bring, lambda: connection, store))
+
+    def job(n):
+        return make_job("def f(n):\n    return {**{str(i): b'%d' % i for i in range(1000)}, 'empty': b'', 'large': b'x' * n}\n",
+                        Meta(scratch=True), ("result", "folder", None), n=n)
+    for n, outcome in (3 << 20, remote.run(job(3 << 20))), (2 << 20, remote.submit(job(2 << 20)).result(60)):
+        index = json.loads(outcome.buffer)
+        assert len(index) == 1002 and all(store.has(index.values())) and len(store.get(index["large"])) == n
+        assert Checksum.of(outcome.buffer) == outcome.result
+    monkeypatch.setattr(services, "BROUGHT_BYTES", 1 << 20)
+    for ask in remote.run, lambda job: remote.submit(job).result(60):
+        with pytest.raises(SeamlessError, match="has 4 MB, and with 'persistent: false' no more than 1 come back"):
+            ask(job(4 << 20))
+
+
+@pytest.mark.slow
+def test_commands_and_functions_give_their_results_where_nothing_is_kept(user, tmp_path):
+    user("- project: p\n- cluster: here\n- execution: remote\n- remote: daskserver\n- persistent: false\n")
+
+    def run(*words):
+        return subprocess.run([sys.executable, *words], cwd=tmp_path / "work", timeout=60, stdout=subprocess.PIPE, check=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)}, universal_newlines=True).stdout
+    run("-m", "seamless_lite.cmd_run", "--capture", "f", "--capture", "o", "-c", "seq 5 > f; mkdir o; seq 100000 | tee o/a o/b")
+    assert (tmp_path / "work/f").read_text() == "1\n2\n3\n4\n5\n" and (tmp_path / "work/o/b").stat().st_size == 588895
+    (tmp_path / "work/program.py").write_text("""
+import seamless_lite.config as config
+from seamless_lite import delayed
+config.init()
+
+@delayed
+def files(n):
+    return {"a/x": b"x" * n}
+files.celltypes.result = "folder"
+
+@delayed
+def sizes(folder):
+    return {name: len(data) for name, data in folder.items()}
+sizes.celltypes.folder = "folder"
+
+if __name__ == "__main__":
+    made = files(200000)
+    print(len(made.run()["a/x"]), made.why().hit, made.verify().equal, sizes(made).run())
+""")
+    assert run("program.py") == "200000 True True {'a/x': 200000}\n"

@@ -165,6 +165,20 @@ def test_a_result_whose_bytes_are_gone_and_that_is_another_one_now_is_not_rememb
             os.unlink(session.store.path(lab.run(session, source, n=1)[1].result))
 
 
+@pytest.mark.parametrize("options", [{}, {"workers": 1}], ids=["in process", "workers"])
+def test_a_result_that_was_remembered_before_another_one_came_out_is_forgotten(lab, options):
+    (lab.folder / "log2").write_text("before")
+    source = function("a", "open(log + '2').read()", "n")
+    with lab.program() as session:
+        recipe, outcome = lab.run(session, source, SCRATCH, n=1)
+    (lab.folder / "log2").write_text("after")
+    with lab.program(**options) as session:
+        assert session.lookup(recipe, value=False).result == outcome.result
+        now = lab.run(session, source, n=1)[1].result
+        assert now == Checksum.of(serialize("after", "mixed")) and len(session.stores.results.irreproducible(recipe.checksum)) == 2
+        assert session.lookup(recipe, value=False) is None and not lab.run(session, source, n=1)[1].cached
+
+
 def test_a_leaf_that_is_gone_while_its_index_is_in_memory_makes_the_result_run_again(lab):
     source = function("a", "{'one': n}", "n")
     with lab.program() as session:

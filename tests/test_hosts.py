@@ -28,7 +28,8 @@ class Attempts:
         return "there"
 
 
-def test_what_may_come_back_is_waited_for(capsys):
+def test_what_may_come_back_is_waited_for(capsys, monkeypatch):
+    monkeypatch.setattr(hosts, "TELL_S", (5.0, 5.0))
     attempts = Attempts(ServiceError("away"), DeadlineError("silent"))
     assert hosts.patiently("the host", attempts) == "there" and attempts.count == 3
     assert capsys.readouterr().err == ""

@@ -121,6 +121,32 @@ def test_what_is_irreproducible_here_is_no_hit_of_a_colleague(tmp_path):
         assert DatabaseClient(running.address).get(ROW) is None and DatabaseClient(running.address).get("d" * 64) == "b" * 64
 
 
+def test_what_ran_again_though_only_a_colleague_knew_it_is_irreproducible_here(tmp_path, caplog):
+    theirs, mine = ResultTable(str(tmp_path / "theirs.db")), ResultTable(str(tmp_path / "mine.db"))
+    theirs.put_many([(name * 64, "b" * 64, None) for name in "adef"])
+    before = (tmp_path / "theirs.db").read_bytes()
+    results = LayeredResults(mine, [theirs])
+    results.put(ROW, "c" * 64, {"n": 1}, True)
+    results.put_many([("d" * 64, "c" * 64, None), ("e" * 64, "b" * 64, {"n": 1})], again=True)
+    results.put("f" * 64, "c" * 64)
+    assert mine.irreproducible(ROW) == mine.irreproducible("d" * 64) == ["b" * 64, "c" * 64] and caplog.text.count("is irreproducible") == 2
+    results.put(ROW, "9" * 64, None, True)
+    assert mine.irreproducible(ROW)[2:] == ["9" * 64] and results.get(ROW) is None
+    assert mine.get_many([ROW, "d" * 64, "e" * 64, "f" * 64]) == {"e" * 64: "b" * 64, "f" * 64: "c" * 64} and not mine.irreproducible("e" * 64)
+    assert mine.query('SELECT "checksum" FROM "meta_data"') == [("e" * 64,)] and (tmp_path / "theirs.db").read_bytes() == before
+
+
+def test_the_same_through_a_service(tmp_path):
+    from seamless_lite.database import DatabaseClient, DatabaseService
+    theirs, mine = ResultTable(str(tmp_path / "theirs.db")), ResultTable(str(tmp_path / "mine.db"))
+    theirs.put(ROW, "b" * 64)
+    with start(DatabaseService(mine, [theirs]), Listen(socket_path=str(tmp_path / "s"))) as running:
+        client = DatabaseClient(running.address)
+        client.put_many([(ROW, "c" * 64, None)], again=True)
+        client.close()
+    assert mine.irreproducible(ROW) == ["b" * 64, "c" * 64]
+
+
 def test_all_pages_of_layered_results_are_listed_through_a_service(tmp_path, monkeypatch):
     from seamless_lite.database import DatabaseClient, DatabaseService
     monkeypatch.setattr(resulttable, "PAGE", 1)

@@ -13,7 +13,7 @@ import pytest
 
 from seamless_lite.checksum import Checksum
 from seamless_lite.errors import DeadlineError, SeamlessError
-from seamless_lite.resulttable import ResultTable, _Write, put_row
+from seamless_lite.resulttable import SCHEMA, ResultTable, _Write, put_row
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 A, B, R, S = (Checksum.of(name) for name in (b"a", b"b", b"r", b"s"))
@@ -194,6 +194,27 @@ def test_the_metadata_table_of_an_old_seamless(table, file, filled):
     else:
         table.put(B, S, {"n": 1})
         assert rows(file, "meta_data") == [(B, S, '{"n":1}')]
+
+
+def test_while_seamless_makes_a_file_it_has_no_rows_and_a_write_completes_it(tmp_path):
+    """Seamless 1.x commits one table at a time, and may be killed between two."""
+    statements = [statement for statement in SCHEMA.split(";") if statement.strip()]
+    for count in range(1, len(statements)):
+        for order in (statements, statements[::-1]):
+            file = tmp_path / ("%d%s" % (count, order is statements))
+            db = sqlite3.connect(str(file))
+            for statement in order[:count]:
+                db.execute(statement)
+            db.commit()
+            reader, table = ResultTable(file, writable=False), ResultTable(file)
+            for each in (reader, table):
+                assert (each.get(A), each.reverse(R), each.irreproducible(A), each.recent()) == (None, [], [], [])
+            db.execute(order[count])            # they go on at the same time
+            db.commit()
+            table.put(A, R)
+            assert reader.get(A) == R and HTTP_MD_INDEXES <= {row[1] for row in rows(file, "sqlite_master")}
+            for open_file in (reader, table, db):
+                open_file.close()
 
 
 def test_a_file_with_fewer_tables_is_completed(table, file):

@@ -369,3 +369,22 @@ def test_a_program_that_ends_does_not_wait_for_what_it_only_started_and_leaves_n
     assert done.returncode != 0 and b"KeyboardInterrupt" in done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_code_of_seamless_1_that_calls_others_finds_our_decorators_and_no_more():
+    @direct
+    def outer(n):
+        from seamless.transformer import direct
+
+        @direct
+        def inner(a):
+            return a * 2
+        return inner(n) + 1
+    assert outer(4) == 9
+
+    @direct
+    def other():
+        import seamless.transformer.nothing
+    with pytest.raises(JobError, match="No module named 'seamless'"):
+        other()
+    assert "seamless" not in sys.modules

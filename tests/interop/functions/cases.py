@@ -219,6 +219,8 @@ case("seen composite of bytes", look, {"x": {"raw": b"\x00\x01", "t": (1, (2, b"
 case("seen bytes as mixed", look, {"x": b"abc"}, {"result": "plain"})
 case("array total", total, {"arr": np.arange(4, dtype="f8"), "factor": 2.5})
 case("binary result", make, {"n": 6}, {"result": "binary"})
+for _value in (b"abc", b"", b"text\n"):
+    case("seen %r as binary" % _value, look, {"x": _value}, {"x": "binary", "result": "plain"})
 case("array of a list", content, {"x": [[1, 2], [3, 4]]}, {"x": "binary", "result": "bytes"})
 
 case("defaults left out", add, {"a": 1, "b": 2})
