@@ -431,6 +431,7 @@ LENIENT = re.compile(r"[?*+@!](\\\n)*\(|\[\[|\(\(|(!|time)[ \t]*;;|[$<>]\(.*<<",
 STRICT = re.compile(r"\A[\s\\]*(#.*)?\Z|(\(\(|\$\[).*\$\{|\[\[|for.*\(\(|[$<>]\(.*<<", re.DOTALL)
 
 
+@pytest.mark.slow
 @needs_bash
 def test_whatever_bash_accepts_of_random_scripts_we_accept():
     source, accepted = Scripts(1), 0
@@ -446,6 +447,7 @@ def test_whatever_bash_accepts_of_random_scripts_we_accept():
     assert accepted > 200                               # the generator is good for something
 
 
+@pytest.mark.slow
 @needs_bash
 def test_we_refuse_damaged_scripts_when_bash_does():
     source, refused = Scripts(2), 0

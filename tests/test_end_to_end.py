@@ -141,6 +141,7 @@ def test_a_service_that_was_killed_is_started_again_by_the_client_that_needs_it(
     assert out == "2\n3\n[11, 12, 13]"
 
 
+@pytest.mark.slow
 def test_switching_stages_back_and_forth_starts_nothing_twice_and_stops_nothing(lab):
     lab.configure("""\
         - project: my-project
@@ -293,6 +294,7 @@ def test_a_failure_on_the_jobserver_shows_the_users_own_lines_and_output_and_is_
     assert code == 7 and "err" in err, "it ran again"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_job_behind(lab):
     lab.configure(REMOTE)
     client = lab.start(str(ROOT / "bin/seamless-run"), "-c", "echo $$ > %s/pid; sleep 60" % lab.home)

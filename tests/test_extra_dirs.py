@@ -93,6 +93,7 @@ def test_a_result_of_a_colleague_is_a_hit(folders, execution):
     assert (folders.store / "p/seamless.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", ["process", "remote"])
 def test_what_is_damaged_at_a_colleagues_is_made_and_uploaded_again(folders, execution):
     folders.configure("[%s]" % (folders.theirs / "__TOPLEVEL__"), execution)

@@ -372,6 +372,7 @@ class Silent(Service):
         return {"states": {}}
 
 
+@pytest.mark.slow
 def test_a_server_that_is_silent_for_too_long_counts_as_lost(tmp_path, monkeypatch):
     monkeypatch.setattr("seamless_lite.jobclient._GRACE_S", 0.2)
     service, mends = Silent(), []

@@ -262,6 +262,7 @@ def test_nothing_is_started_on_a_disk_with_no_room(host, monkeypatch):
     assert "(No space left on device): make room there" in record["error"] and os.listdir(str(host / "run")) == []
 
 
+@pytest.mark.slow
 def test_what_it_does_not_understand_is_one_sentence(host):
     with Talk(host) as talk:
         assert talk.ask("dance") == "there is no action 'dance'"

@@ -527,6 +527,7 @@ def test_a_broken_connection_is_tried_a_few_times_and_then_reported():
     assert len(calls) == 4
 
 
+@pytest.mark.slow
 def test_an_answer_that_ends_too_early_is_an_error():
     cut = respond(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
     chunked = respond(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")
@@ -724,6 +725,7 @@ def test_a_signal_ends_the_program_in_good_order(tmp_path, number):
     assert sorted(os.listdir(tmp_path)) == ["status.json"]
 
 
+@pytest.mark.slow
 def test_the_idle_exit_waits_for_work_that_no_request_waits_for(tmp_path):
     status = tmp_path / "status.json"
     status.write_text("{}")

@@ -825,6 +825,7 @@ def test_a_job_is_cancelled_when_its_output_cannot_be_passed_on(client):
     assert client.status([job.checksum])[job.checksum]["state"] == "canceled"
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_a_client_of_its_own(client, tmp_path):
     client.submit(slow(tmp_path / "pid"), lambda outcome, error=None: None)
     begun(tmp_path / "pid")

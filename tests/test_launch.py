@@ -221,6 +221,7 @@ def test_a_killed_service_is_replaced_and_its_files_are_removed(launch, home):
     assert [name.rpartition(".")[2] for name in run_files(home)] == ["log"]
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_answer_is_replaced(launch, monkeypatch):
     monkeypatch.setattr(launch.hostside, "ANSWER_S", 0.2)
     monkeypatch.setattr(launch, "QUICK_S", 0.2)

@@ -113,6 +113,7 @@ def test_a_request_that_kills_what_it_reaches_is_given_up(tmp_path):
     server.sock.close()
 
 
+@pytest.mark.slow
 def test_mending_does_not_use_up_the_time_of_the_request(place):
     def slowly():
         threading.Event().wait(0.6)

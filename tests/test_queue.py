@@ -200,6 +200,7 @@ def test_a_queued_chain_has_the_identities_of_the_same_commands_run_one_by_one(l
         assert "the result is cached" in lab.captured.readouterr().err, argv
 
 
+@pytest.mark.slow
 def test_the_newest_of_two_commands_that_write_the_same_file_is_meant_and_wins(lab):
     lab.submit("-c", "sleep 0.5; echo old > x.txt")
     lab.submit("-c", "echo new > x.txt")

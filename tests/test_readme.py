@@ -140,6 +140,7 @@ def test_the_stages_of_the_users_document_load(home, folder):
     assert load_settings(str(folder), environ=os.environ).execution == "process"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "bin").iterdir() if path.suffix != ".sh"))
 def test_each_program_is_installed_runs_through_a_link_and_says_how_it_is_used(program, tmp_path):
     assert "bin/" + program in (ROOT / "setup.cfg").read_text()

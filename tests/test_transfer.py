@@ -187,6 +187,7 @@ def test_pushing_takes_some_megabytes_of_memory_whatever_the_whole_amounts_to(tm
 
 # ---- what goes wrong
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, n", [(3000, 1000), (5_000_000, 1)])
 def test_an_upload_that_is_cut_off_is_repeated_and_nothing_half_lies_under_a_name(far, tmp_path, size, n):
     buffers = make(n, size)
