@@ -2,7 +2,7 @@
 import contextlib
 import typing as _t
 
-from . import commandline, outputs
+from . import commandline, config, outputs
 from .checksum import Checksum
 from .errors import CacheMissError, SeamlessError
 from .transformation import Outcome
@@ -45,7 +45,7 @@ def add_debug(parser) -> None:
 
 def _write(arguments, name: str, when_missing: _t.Callable[[_t.Any, Checksum], None]) -> None:
     checksum = commandline.checksum_argument(arguments.checksum)
-    with contextlib.closing(commandline.open_session(arguments)) as session:
+    with contextlib.closing(commandline.open_session(arguments)) as session, config.using(session):
         results = outputs.Results(session.supply, Outcome(checksum), name)
         try:
             file = results.open(checksum)

@@ -15,7 +15,7 @@ from . import command, outputs, program, run_options
 from .celltypes import plain_dumps
 from .checksum import Checksum
 from .compressed import expand_to
-from .confirm import LIMITS, confirm, read_size
+from .confirm import LIMITS, Refused, confirm, read_size
 from .errors import CacheMissError, CorruptBufferError, JobCancelledError, JobError, JobWritten, SeamlessError, UsageError
 from .inputs import readable
 from .progress import is_watched, size_text
@@ -392,7 +392,7 @@ class _Run:
         if download and self.is_remote():
             try:
                 self.confirm("Download", *results.size(contents))
-            except SeamlessError:            # what the command made is stored, and its sidecars say how to get it
+            except Refused:                 # what the command made is stored, and its sidecars say how to get it
                 results.save(contents, self.cwd, False, self.say)
                 if not self.arguments.no:
                     raise

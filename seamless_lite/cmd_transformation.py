@@ -6,7 +6,7 @@ import os
 import sys
 import typing as _t
 
-from . import commandline, program
+from . import commandline, config, program
 from .checksum import Checksum
 from .cmd_resolve import add_debug, write_to
 from .errors import CacheMissError, JobCancelledError, SeamlessError, UsageError
@@ -47,7 +47,7 @@ def run_transformation(argv: _t.Optional[_t.Sequence[str]] = None) -> int:
 def _run(arguments) -> int:
     checksum = commandline.checksum_argument(arguments.checksum)
     dunders = _dunders(arguments)
-    with contextlib.closing(commandline.open_session(arguments)) as session:
+    with contextlib.closing(commandline.open_session(arguments)) as session, config.using(session):
         recipe = _recipe(session, checksum)
         try:
             outcome = session.run(recipe, _meta(session, dunders, arguments), value=not arguments.scratch,

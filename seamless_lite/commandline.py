@@ -77,8 +77,7 @@ def settings_of(arguments, cwd: _t.Optional[str] = None, **keywords) -> Settings
 
 def open_session(arguments, **keywords) -> Session:
     """A session for ``settings_of(arguments)``; the caller closes it."""
-    from .config import adopt             # what a transformation calls is recorded there too
-    return adopt(Session(settings_of(arguments, **keywords), who=None if getattr(arguments, "quiet", False) else "seamless_lite"))
+    return Session(settings_of(arguments, **keywords), who=None if getattr(arguments, "quiet", False) else "seamless_lite")
 
 
 def named_store(arguments, is_made: bool = False) -> _t.Optional[_t.Tuple[str, str]]:

@@ -45,7 +45,7 @@ def _zstd_module():
         try:
             return importlib.import_module(name)
         except ImportError:
-            pass
+            pass                # the next one may be there
     return None
 
 
@@ -138,7 +138,7 @@ def _zstd(parts: _t.Iterable[bytes], out: _t.BinaryIO, size: int) -> None:
             try:
                 process.stdin.close()
             except BrokenPipeError:
-                pass
+                pass            # as above
     if process.returncode:
         raise SeamlessError("the program zstd failed (exit code %d)" % process.returncode)
 

@@ -6,6 +6,7 @@ store, ``~/.seamless/cache``.  Each stage has a session of its own, kept until t
 to a stage finds everything as it was left.
 """
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -186,10 +187,14 @@ def session() -> Session:
         return _state.session
 
 
-def adopt(session: Session) -> Session:
-    """Make ``session`` the default one: functions that run in this process call others there."""
-    _state.session = session
-    return session
+@contextlib.contextmanager
+def using(session: Session):
+    """Meanwhile ``session`` is the default one: functions that run in this process call others there."""
+    before, _state.session = _state.session, session
+    try:
+        yield
+    finally:
+        _state.session = before
 
 
 def _worker_context():

@@ -11,10 +11,14 @@ _UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**
           "KB": 2**10, **{unit + end: 2 ** (10 * power) for power, unit in enumerate("KMGTP", 1) for end in ("", "iB")}}
 
 
+class Refused(SeamlessError):
+    """The answer was no."""
+
+
 def confirm(what: str, count: int, size: int, yes: bool = False, no: bool = False) -> None:
     """Ask at the terminal before ``what`` ("Upload" or "Download") moves many files or bytes; without one the answer is no.
 
-    ``yes`` and ``no`` are answers given before.  Raises ``SeamlessError`` if the answer is no, ``UsageError`` if a limit
+    ``yes`` and ``no`` are answers given before.  Raises ``Refused`` if the answer is no, ``UsageError`` if a limit
     in the environment cannot be read.
     """
     prefix = "SEAMLESS_MAX_%s_" % what.upper()
@@ -23,7 +27,7 @@ def confirm(what: str, count: int, size: int, yes: bool = False, no: bool = Fals
         return
     question = "%s %d files, total %s" % (what, count, size_text(size))
     if not ask(question, no):
-        raise SeamlessError("%s: refused; answer yes at a terminal, add -y, or raise %sFILES or %sSIZE" % (question, prefix, prefix))
+        raise Refused("%s: refused; answer yes at a terminal, add -y, or raise %sFILES or %sSIZE" % (question, prefix, prefix))
 
 
 def ask(question: str, no: bool = False) -> bool:

@@ -290,7 +290,7 @@ def _put_back(aside: _t.Iterable[str]) -> None:
             try:
                 os.link(path, path[:-len(ASIDE)], follow_symlinks=False)
             except FileExistsError:
-                pass
+                pass                                            # it was stored again
             except (OSError, NotImplementedError):              # there are no links here, or not to files of others
                 os.rename(path, path[:-len(ASIDE)])
                 continue

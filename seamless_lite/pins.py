@@ -69,7 +69,7 @@ class Pins:
                 except MISSING:
                     pass                    # removed just now
         except MISSING:
-            pass
+            pass                            # nothing was ever pinned
         except OSError as exc:
             raise SeamlessError("the pins in %s cannot be read: %s" % (self._folder, exc.strerror)) from exc
         return sorted(pins, key=lambda pin: (pin.made_s, pin.checksum))

@@ -213,7 +213,7 @@ class QueueFile:
                 os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
                 break
             except FileExistsError:
-                pass
+                pass                        # somebody else has it
             except OSError as exc:
                 raise SeamlessError("the queue file %s cannot be locked: %s" % (self.path, exc.strerror)) from exc
             with contextlib.suppress(FileNotFoundError):

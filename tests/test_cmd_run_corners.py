@@ -196,6 +196,9 @@ def test_a_result_that_is_too_large_to_be_brought_is_named_and_can_be_brought_la
         assert "not downloaded: big.txt; seamless-download brings it" in err and not (run.cwd / "big.txt").exists()
         named = (run.cwd / "big.txt.CHECKSUM").read_text()
         (run.cwd / "big.txt.CHECKSUM").unlink()
+        with monkeypatch.context() as wrong:
+            wrong.setenv("SEAMLESS_MAX_DOWNLOAD_SIZE", "nonsense")
+            assert "it takes a number and a unit" in run("-n", "-c", "cat a.txt > big.txt", code=2)[1]
         assert "refused; answer yes at a terminal" in run("-c", "cat a.txt > big.txt", code=1)[1]
         assert (run.cwd / "big.txt.CHECKSUM").read_text() == named
         assert cmd_download.main(["big.txt"]) == 1 and not (run.cwd / "big.txt").exists()

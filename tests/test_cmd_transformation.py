@@ -1,5 +1,7 @@
 """``seamless-run-transformation`` and ``seamless-cancel`` as a user meets them."""
+import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -7,10 +9,12 @@ import time
 
 import pytest
 
-from seamless_lite import cmd_run, cmd_transformation
+from seamless_lite import cmd_run, cmd_transformation, config, direct
 from seamless_lite.celltypes import plain_dumps
 from seamless_lite.checksum import Checksum
 from seamless_lite.httpbase import Listen, Service, start
+from seamless_lite.session import Session
+from seamless_lite.settings import load_settings
 
 from test_cmd_resolve import shell             # noqa: F401 (fixture)
 from test_end_to_end import REMOTE, lab        # noqa: F401 (fixture)
@@ -71,6 +75,25 @@ def test_an_irreproducible_transformation_runs_each_time(shell, caplog):        
         transformation, one, two) in caplog.text
     assert shell(run, name)[0] == out and (shell.folder / "runs").read_text() == 3 * "ran\n"
     assert shell.results.irreproducible(transformation) == [one, two]
+
+
+def test_what_a_transformation_calls_is_recorded_too_and_the_default_session_is_as_before(shell):      # noqa: F811
+    @direct
+    def inner(a):
+        return a * 2
+
+    @direct
+    def outer(n):
+        return inner(n) + 1
+    outer.globals.inner = inner
+    with contextlib.closing(Session(load_settings(str(shell.folder), environ=os.environ))) as session, config.using(session):
+        assert outer(4) == 9
+    rows = 'SELECT "checksum", "result" FROM "transformation"'
+    found, before = dict(shell.results.query(rows)), config.session()
+    assert len(found) == 2 and all(map(shell.results.forget, found))
+    [name] = [name for name in found if b"inner(n)" in shell.store.get(json.loads(shell.store.get(name))["code"][2])]
+    shell(run, name)
+    assert dict(shell.results.query(rows)) == found and config.session() is before
 
 
 def test_a_failure_is_shown_with_what_the_job_printed(shell):                      # noqa: F811
